@@ -2,6 +2,8 @@
 //!
 //! Pure: builds JSON or YAML from its parts, each of which parses with a descriptive error.
 
+mod identity;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -12,6 +14,8 @@ use serde_json::{Value, json};
 
 use crate::mesh::{Interception, Locality, WeightDelivery};
 use crate::xds::stream::{Variant, runtime_layers};
+
+pub(crate) use identity::XdsIdentity;
 
 /// The name of the xDS cluster, as in Istio.
 const XDS_CLUSTER: &str = "xds-grpc";
@@ -38,6 +42,8 @@ pub(crate) struct Bootstrap {
     pub interception: Interception,
     /// The address of weir.
     pub xds: XdsAddress,
+    /// How Envoy and weir identify each other; `None` on the port in plain text.
+    pub identity: Option<XdsIdentity>,
     /// The ADS variant.
     pub variant: AdsVariant,
     /// Whether the proxy takes weights as runtime values.
@@ -314,12 +320,14 @@ impl Bootstrap {
     }
 
     fn static_resources(&self) -> Value {
-        let mut resources = json!({ "clusters": [self.xds.cluster()] });
-        if let Some(address) = self.stats {
-            resources["listeners"] = json!([stats_listener(address)]);
-            resources["clusters"] = json!([self.xds.cluster(), stats_cluster(self.admin)]);
+        let xds = self.xds.cluster(self.identity.as_ref());
+        match self.stats {
+            Some(address) => json!({
+                "listeners": [stats_listener(address)],
+                "clusters": [xds, stats_cluster(self.admin)],
+            }),
+            None => json!({ "clusters": [xds] }),
         }
-        resources
     }
 
     fn node(&self) -> Value {
@@ -343,6 +351,11 @@ impl Bootstrap {
         });
         if let Some(name) = &self.node_name {
             node["metadata"]["NODE_NAME"] = name.as_str().into();
+        }
+        let account =
+            self.identity.as_ref().and_then(|identity| identity.service_account.as_deref());
+        if let Some(account) = account {
+            node["metadata"]["SERVICE_ACCOUNT"] = account.into();
         }
         if let Some(Locality { region, zone, sub_zone }) = &self.locality {
             let parts = [("region", region), ("zone", zone), ("sub_zone", sub_zone)];
@@ -404,7 +417,7 @@ fn stats_cluster(admin: SocketAddr) -> Value {
 }
 
 impl XdsAddress {
-    fn cluster(&self) -> Value {
+    fn cluster(&self, identity: Option<&XdsIdentity>) -> Value {
         let host = match &self.host {
             XdsHost::Ip(ip) => ip.to_string(),
             XdsHost::Name(name) => name.clone(),
@@ -431,6 +444,11 @@ impl XdsAddress {
                 },
             },
         });
+        if let Some(identity) = identity {
+            cluster["transport_socket"] = identity.transport_socket(self);
+            let options = &mut cluster["typed_extension_protocol_options"]["envoy.extensions.upstreams.http.v3.HttpProtocolOptions"];
+            options["http_filters"] = identity.http_filters();
+        }
         if let XdsHost::Name(_) = self.host {
             cluster["type"] = "STRICT_DNS".into();
             // Both families, because by default IPv4 is used only if there is no IPv6 at all.
@@ -464,6 +482,7 @@ mod tests {
             locality: Some(locality("eu/eu-a").unwrap()),
             interception: Interception::Redirect,
             xds: "127.0.0.1:15010".parse().unwrap(),
+            identity: None,
             variant: AdsVariant::Delta,
             weights: WeightDelivery::Runtime,
             admin: "127.0.0.1:15000".parse().unwrap(),
@@ -521,6 +540,8 @@ admin:
                     let stats = Some("[::]:15090".parse().unwrap());
                     let mut bootstrap = Bootstrap { variant, interception, stats, ..bootstrap() };
                     bootstrap.xds = xds.parse().unwrap();
+                    bootstrap.identity =
+                        (variant == AdsVariant::Delta).then(|| identity(folder.path()));
                     // The descriptors accept these field names.
                     json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json())
                         .unwrap();
@@ -537,6 +558,25 @@ admin:
                 }
             }
         }
+    }
+
+    fn identity(folder: &std::path::Path) -> XdsIdentity {
+        let made = crate::tls::issue(
+            &["localhost".to_owned()],
+            std::time::SystemTime::now(),
+            std::time::Duration::from_secs(3600),
+        );
+        let roots = folder.join("root-cert.pem");
+        std::fs::write(&roots, made.unwrap().authority).unwrap();
+        let identity = XdsIdentity {
+            token: folder.join("istio-token"),
+            roots,
+            token_secret: folder.join("token.yaml"),
+            service_account: Some("web".to_owned()),
+        };
+        std::fs::write(&identity.token, "token").unwrap();
+        std::fs::write(&identity.token_secret, identity.token_secret().to_string()).unwrap();
+        identity
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Wires the source, store, mesh, snapshots, ADS server and admin API together and runs them.
 
+mod secure;
+
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Admin};
 use crate::admission::{self, Admission, Limits, Protocol};
 use crate::api::ObjectKey;
+use crate::ca::Keeper;
 use crate::mesh::{MeshBuilder, MeshConfig};
 use crate::metrics::Metrics;
 use crate::replicas::{PeerAnswers, PeerOptions, PeerTask, Replicas, StatusOptions};
@@ -28,12 +31,15 @@ use crate::source::sync::KindSync;
 use crate::source::{self, SourceEvent};
 use crate::status::Published;
 use crate::store::Store;
+use crate::tls::follow_folder;
 use crate::webhook::{
     self, CertificateSource, Injector, Issuer, Reviewer, SecretState, Webhook, WebhookOptions,
 };
 use crate::xds::connections::Connections;
-use crate::xds::server::Ads;
+use crate::xds::server::{Ads, SecurePort};
 use crate::xds::stream::StreamSettings;
+
+pub use secure::SecureOptions;
 
 /// How many batches of events may be queued; a faster source waits.
 const WAITING_BATCHES: usize = 64;
@@ -72,8 +78,11 @@ pub struct Options {
     pub status: Option<StatusOptions>,
     /// Which replica this is, and how to find the others; `None` if there are none.
     pub peers: Option<PeerOptions>,
-    /// The address of the ADS listener; port 0 picks a free port.
-    pub xds_listen: SocketAddr,
+    /// The address of the ADS listener in plain text, where clients need no identity; port 0 picks a free port; `None` if
+    /// there is none.
+    pub xds_listen: Option<SocketAddr>,
+    /// The ADS listener with TLS, where clients identify themselves, and the certificate authority; `None` if there is none.
+    pub secure: Option<SecureOptions>,
     /// The address of the admin listener; port 0 picks a free port.
     pub admin_listen: SocketAddr,
     /// The webhooks; `None` if all of them are off.
@@ -157,16 +166,24 @@ impl ControlPlane {
         let reviews = Reviews { selection, mesh: options.mesh, stores };
         let served = listeners.webhook.zip(options.webhook);
         let issuer = services.serve_webhook(served, webhook, reviews)?;
-        services.write_status(options.status, issuer);
+        let secure = listeners.secure.zip(options.secure);
+        let secure = secure.map(|(listener, options)| services.secure(listener, options));
+        let (secure, keeper) = secure.transpose()?.unzip();
+        services.take_part(options.status, issuer, keeper);
         services.serve_pages(listeners.pages, listeners.gates, options.admin_limits);
-        services.serve_proxies(listeners.xds, options.streams, options.limits);
+        services.serve_proxies(listeners.xds, secure, options.streams, options.limits);
         let Services { admin: Admin { connections, closing, .. }, tasks, .. } = services;
         Ok(Self { addresses, ready, revision, connections, closing, tasks })
     }
 
-    /// The address of the ADS listener.
-    pub fn xds_addr(&self) -> SocketAddr {
+    /// The address of the ADS listener in plain text, if there is one.
+    pub fn xds_addr(&self) -> Option<SocketAddr> {
         self.addresses.xds
+    }
+
+    /// The address of the ADS listener with TLS, if there is one.
+    pub(crate) fn secure_addr(&self) -> Option<SocketAddr> {
+        self.addresses.secure
     }
 
     /// The address of the admin listener.
@@ -239,7 +256,8 @@ impl ControlPlane {
 
 /// The bound listeners.
 struct Listeners {
-    xds: TcpListener,
+    xds: Option<TcpListener>,
+    secure: Option<TcpListener>,
     pages: TcpListener,
     webhook: Option<TcpListener>,
     gates: Option<TcpListener>,
@@ -248,7 +266,8 @@ struct Listeners {
 /// The addresses of the listeners.
 #[derive(Clone, Copy, Debug)]
 struct Addresses {
-    xds: SocketAddr,
+    xds: Option<SocketAddr>,
+    secure: Option<SocketAddr>,
     admin: SocketAddr,
     webhook: Option<SocketAddr>,
     gates: Option<SocketAddr>,
@@ -260,8 +279,10 @@ impl Listeners {
             address.map(|address| bind(address, flag)).transpose()
         };
         let webhook = options.webhook.as_ref().map(|webhook| webhook.listen);
+        let secure = options.secure.as_ref().map(|secure| secure.listen);
         Ok(Self {
-            xds: bind(options.xds_listen, "--xds-listen")?,
+            xds: bind_any(options.xds_listen, "--xds-listen")?,
+            secure: bind_any(secure, "--secure-xds-listen")?,
             pages: bind(options.admin_listen, "--admin-listen")?,
             webhook: bind_any(webhook, "--webhook-listen")?,
             gates: bind_any(options.gates_listen, "--gates-listen")?,
@@ -273,7 +294,8 @@ impl Listeners {
             listener.as_ref().map(TcpListener::local_addr).transpose()
         };
         Ok(Addresses {
-            xds: self.xds.local_addr()?,
+            xds: any(&self.xds)?,
+            secure: any(&self.secure)?,
             admin: self.pages.local_addr()?,
             webhook: any(&self.webhook)?,
             gates: any(&self.gates)?,
@@ -326,7 +348,8 @@ impl Services {
         let admission = Arc::new(Admission::new(options.limits, "webhook", metrics));
         let (tls, stop) = (webhook.tls()?, closing.clone());
         self.tasks.spawn(async move {
-            admission::serve_tls(listener, router, admission, tls, stop).await;
+            let protocol = Protocol::Pages;
+            admission::serve_tls(listener, router, admission, protocol, tls, stop).await;
             Ok(())
         });
         Ok(self.follow_certificate(options, webhook.into(), &domain))
@@ -344,7 +367,8 @@ impl Services {
         match options.certificate {
             CertificateSource::Folder(folder) => {
                 self.tasks.spawn(async move {
-                    stop.run_until_cancelled(webhook::follow_folder(&folder, &webhook)).await;
+                    let follow = follow_folder(&folder, |read| webhook.read(read));
+                    stop.run_until_cancelled(follow).await;
                     Ok(())
                 });
                 None
@@ -365,10 +389,15 @@ impl Services {
         }
     }
 
-    /// Takes part in the election of the replica that writes the status of objects and keeps the certificate.
-    fn write_status(&mut self, options: Option<StatusOptions>, issuer: Option<Issuer>) {
+    /// Takes part in the election of the replica that writes the status of objects and keeps certificates.
+    fn take_part(
+        &mut self,
+        options: Option<StatusOptions>,
+        issuer: Option<Issuer>,
+        keeper: Option<Keeper>,
+    ) {
         if let Some((client, options)) = self.client.clone().zip(options) {
-            self.tasks.spawn(Replicas::new(client, options, issuer, &self.admin).run());
+            self.tasks.spawn(Replicas::new(client, options, issuer, keeper, &self.admin).run());
         }
     }
 
@@ -388,17 +417,24 @@ impl Services {
     }
 
     /// Serves proxies as soon as there is a first complete state.
-    fn serve_proxies(&mut self, listener: TcpListener, streams: StreamSettings, limits: Limits) {
+    fn serve_proxies(
+        &mut self,
+        plain: Option<TcpListener>,
+        secure: Option<SecurePort>,
+        streams: StreamSettings,
+        limits: Limits,
+    ) {
         let Admin { snapshots, connections, metrics, ready, closing, .. } = self.admin.clone();
         let ads = Ads::new(snapshots, connections, metrics, streams, limits, closing.clone());
-        self.tasks.spawn(serve_when_ready(ads, listener, ready, closing));
+        self.tasks.spawn(serve_when_ready(ads, plain, secure, ready, closing));
     }
 }
 
 /// Serves proxies as soon as there is a first complete state. Clients that connect earlier wait in the listen queue.
 async fn serve_when_ready(
     ads: Ads,
-    listener: TcpListener,
+    plain: Option<TcpListener>,
+    secure: Option<SecurePort>,
     mut ready: watch::Receiver<bool>,
     closing: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -408,7 +444,7 @@ async fn serve_when_ready(
         }
         () = closing.cancelled() => return Ok(()),
     }
-    ads.serve(listener).await;
+    ads.serve(plain, secure).await;
     Ok(())
 }
 

@@ -493,6 +493,13 @@ struct Part {
     is_held: bool,
 }
 
+impl Part {
+    /// The weight among weights of this sum, before it is rounded.
+    fn exact_weight(&self, sum: i32) -> f64 {
+        self.share * f64::from(sum) + INEXACT_WEIGHT
+    }
+}
+
 /// The sum of effective weights if that of the desired ones is too small to express the shares.
 const FINE_SUM: i32 = 10_000;
 
@@ -509,31 +516,33 @@ const INEXACT_WEIGHT: f64 = 1e-6;
 /// the weights as runtime values, both when they are held back and when they are released.
 fn whole_weights(parts: &[Part], wanted: impl Iterator<Item = i32>) -> Vec<i32> {
     let sum: u64 = wanted.map(|weight| u64::try_from(weight).unwrap_or_default()).sum();
-    let is_precise = |weights: &[i32], sum: i32| {
+    if let Ok(sum) = i32::try_from(sum) {
+        let weights = rounded(parts, sum);
         let shares = weights.iter().map(|weight| f64::from(*weight) / f64::from(sum));
-        shares.zip(parts).all(|(share, part)| {
+        let is_precise = shares.zip(parts).all(|(share, part)| {
             (share - part.share).abs() < if part.is_held { INEXACT } else { ROUNDING }
-        })
-    };
-    i32::try_from(sum)
-        .ok()
-        .map(|sum| (sum, rounded(parts, sum)))
-        .filter(|(sum, weights)| is_precise(weights, *sum))
-        .map_or_else(|| rounded(parts, FINE_SUM), |(_, weights)| weights)
+        });
+        if is_precise {
+            return weights;
+        }
+    }
+    rounded(parts, FINE_SUM)
 }
 
 /// These shares of `sum` as whole numbers with exactly that sum. A held destination never gets more than its share; what
 /// rounding leaves goes to the others, the largest remainders first.
 fn rounded(parts: &[Part], sum: i32) -> Vec<i32> {
-    let exact = |part: &Part| part.share * f64::from(sum) + INEXACT_WEIGHT;
-    let mut weights: Vec<i32> = parts.iter().map(|part| exact(part).floor() as i32).collect();
-    let mut takers: Vec<usize> = (0..parts.len())
-        .filter(|n| parts.get(*n).is_some_and(|part| !part.is_held && part.share > 0.0))
+    let mut weights: Vec<i32> =
+        parts.iter().map(|part| part.exact_weight(sum).floor() as i32).collect();
+    let mut takers: Vec<(usize, f64)> = parts
+        .iter()
+        .enumerate()
+        .filter(|(_, part)| !part.is_held && part.share > 0.0)
+        .map(|(n, part)| (n, part.exact_weight(sum).fract()))
         .collect();
-    let remainder = |n: &usize| parts.get(*n).map_or(0.0, |part| exact(part).fract());
-    takers.sort_by(|a, b| remainder(b).total_cmp(&remainder(a)));
+    takers.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     let left = sum.saturating_sub(weights.iter().sum());
-    for n in takers.iter().cycle().take(usize::try_from(left).unwrap_or_default()) {
+    for (n, _) in takers.iter().cycle().take(usize::try_from(left).unwrap_or_default()) {
         if let Some(weight) = weights.get_mut(*n) {
             *weight += 1;
         }

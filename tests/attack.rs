@@ -212,7 +212,8 @@ async fn hasty(limits: Limits) -> (ControlPlane, tempfile::TempDir) {
         webhook: None,
         peers: None,
         gates_listen: None,
-        xds_listen: any,
+        xds_listen: Some(any),
+        secure: None,
         admin_listen: any,
         mesh: MeshConfig::default(),
         streams: StreamSettings::default(),
@@ -245,7 +246,7 @@ async fn closed(mut stream: tokio::net::TcpStream) {
 async fn a_connection_that_says_nothing_is_closed() {
     let (plane, _folder) =
         hasty(Limits { first_request: HASTE, idle: LONG, ..Limits::default() }).await;
-    for to in [plane.xds_addr(), plane.admin_addr()] {
+    for to in [plane.xds_addr().unwrap(), plane.admin_addr()] {
         closed(hostile::connect(PROXY, to).await.unwrap()).await;
     }
 }
@@ -255,8 +256,11 @@ async fn a_connection_whose_first_request_never_ends_is_closed() {
     let (plane, _folder) =
         hasty(Limits { first_request: HASTE, idle: LONG, ..Limits::default() }).await;
     for (to, beginning) in [
-        (plane.xds_addr(), &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x05"[..]),
-        (plane.xds_addr(), b"PRI"),
+        (
+            plane.xds_addr().unwrap(),
+            &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x05"[..],
+        ),
+        (plane.xds_addr().unwrap(), b"PRI"),
         (plane.admin_addr(), b"GET /ready HTTP/1.1\r\nhost: weir\r\nx-more: "),
         (plane.admin_addr(), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"),
     ] {
@@ -270,7 +274,7 @@ async fn a_connection_whose_first_request_never_ends_is_closed() {
 async fn a_connection_all_of_whose_streams_have_ended_is_closed() {
     let (plane, _folder) =
         hasty(Limits { first_request: LONG, idle: HASTE, ..Limits::default() }).await;
-    let mut http = hostile::served(PROXY, plane.xds_addr()).await.unwrap();
+    let mut http = hostile::served(PROXY, plane.xds_addr().unwrap()).await.unwrap();
     http.reset(1);
     http.flush().await.unwrap();
     in_time("the end of a connection to ADS", http.until(|_| false)).await;
@@ -282,7 +286,7 @@ async fn a_connection_all_of_whose_streams_have_ended_is_closed() {
 #[tokio::test]
 async fn a_stream_without_a_first_message_is_ended() {
     let (plane, _folder) = hasty(Limits { first_request: HASTE, ..Limits::default() }).await;
-    let mut http = Http2::connect(PROXY, plane.xds_addr()).await.unwrap();
+    let mut http = Http2::connect(PROXY, plane.xds_addr().unwrap()).await.unwrap();
     http.open(false, 0);
     http.flush().await.unwrap();
     in_time("the stream's end", http.until(|seen| seen.ended == 1)).await;
@@ -291,7 +295,7 @@ async fn a_stream_without_a_first_message_is_ended() {
 #[tokio::test]
 async fn a_message_that_does_not_end_is_given_up() {
     let (plane, _folder) = hasty(Limits { message: HASTE, ..Limits::default() }).await;
-    let mut http = hostile::served(PROXY, plane.xds_addr()).await.unwrap();
+    let mut http = hostile::served(PROXY, plane.xds_addr().unwrap()).await.unwrap();
     http.send(1, &[0, 0, 0, 0, 200, 1, 2, 3]).await.unwrap();
     in_time("the stream's end", http.until(|seen| seen.ended == 1)).await;
     assert!(!http.is_closed(), "the connection may be used for others");
@@ -302,9 +306,9 @@ async fn a_connection_with_an_open_stream_stays() -> io::Result<()> {
     let (plane, folder) =
         hasty(Limits { first_request: HASTE, idle: HASTE, message: HASTE, ..Limits::default() })
             .await;
-    let mut watcher = Watcher::new(PROXY, plane.xds_addr(), "8000").await?;
+    let mut watcher = Watcher::new(PROXY, plane.xds_addr().unwrap(), "8000").await?;
     // Another one that says nothing comes later and goes earlier.
-    closed(hostile::connect(PROXY, plane.xds_addr()).await?).await;
+    closed(hostile::connect(PROXY, plane.xds_addr().unwrap()).await?).await;
     objects(&folder).write("virtual-service.yaml", &route_yaml(50, 50));
     in_time("the weight", watcher.next()).await?;
     Ok(())

@@ -12,7 +12,7 @@ use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
 
-const OBJECTS: [&str; 19] = [
+const OBJECTS: [&str; 23] = [
     "namespace/weir-system",
     "serviceaccount/weir",
     "clusterrole/weir",
@@ -32,6 +32,10 @@ const OBJECTS: [&str; 19] = [
     "mutatingwebhookconfiguration/weir-sidecar-injector",
     "clusterrole/weir-sidecar-injector",
     "clusterrolebinding/weir-sidecar-injector",
+    "clusterrole/weir-identity",
+    "clusterrolebinding/weir-identity",
+    "role/weir-identity",
+    "rolebinding/weir-identity",
 ];
 
 /// The resources that weir reads.

@@ -89,7 +89,7 @@ async fn pods_get_sidecars_by_the_labels_of_istio() {
     let Some(world) = World::start("pods_get_sidecars_by_the_labels_of_istio").await else {
         return;
     };
-    let replica = world.replica(0, &["--injection", "on"]).await;
+    let replica = world.replica(0, &["--injection", "on", "--proxy-xds-tls", "on"]).await;
     let spaces = [
         ("enabled", json!({"istio-injection": "enabled"})),
         ("disabled", json!({"istio-injection": "disabled"})),
@@ -137,8 +137,12 @@ async fn an_injected_pod_is_stored_with_its_sidecar_and_an_impossible_one_is_ref
     }
     let test = "an_injected_pod_is_stored_with_its_sidecar_and_an_impossible_one_is_refused";
     let Some(world) = World::start(test).await else { return };
-    let mut replica =
-        world.replica(0, &["--injection", "on", "--weir-image", "r.example/weir:2"]).await;
+    let mut replica = world
+        .replica(
+            0,
+            &["--injection", "on", "--proxy-xds-tls", "on", "--weir-image", "r.example/weir:2"],
+        )
+        .await;
     world.create_namespace("shop", &json!({"istio-injection": "enabled"})).await;
     world.create_namespace("lab", &json!({})).await;
     world.injects("shop").await;
@@ -241,7 +245,7 @@ fn the_api_server_accepts_what_is_injected_into_files() {
         &["--native-sidecars", "off"],
         &["--proxy", "istio-proxy", "--image-pull-secret", "registry"],
         &["--proxy", "istio-proxy", "--native-sidecars", "off", "--merge-prometheus", "on"],
-        &["--proxy-xds", "weir.weir-system.svc:15010", "--proxy-xds-tls", "off"],
+        &["--proxy-xds-tls", "off"],
     ] {
         let output = inject(&[&["-f", "-", "-o", file], args].concat(), &workloads());
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");

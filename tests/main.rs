@@ -25,6 +25,7 @@ mod envoy_versions;
 mod explain;
 mod fuzz;
 mod hosts;
+mod identity;
 mod injection;
 mod kube_envoy;
 mod kube_harness;

@@ -110,10 +110,11 @@ pub(crate) async fn serve_tls(
     listener: TcpListener,
     router: Router,
     admission: Arc<Admission>,
+    protocol: Protocol,
     tls: Arc<ServerConfig>,
     closing: CancellationToken,
 ) {
-    serve_with(listener, router, admission, Protocol::Pages, Some(tls.into()), closing).await;
+    serve_with(listener, router, admission, protocol, Some(tls.into()), closing).await;
 }
 
 async fn serve_with(

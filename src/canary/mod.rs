@@ -31,6 +31,7 @@ pub(crate) fn sidecar(namespace: &str, xds: XdsAddress, variant: AdsVariant) -> 
         locality: None::<Locality>,
         interception: Interception::None,
         xds,
+        identity: None,
         variant,
         weights: WeightDelivery::Runtime,
         admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

@@ -2,14 +2,14 @@
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::ValueEnum;
 
 use crate::bootstrap::{
-    AdsVariant, Bootstrap, NodeId, XdsAddress, dns_label, dns_name, label, locality,
+    AdsVariant, Bootstrap, NodeId, XdsAddress, XdsIdentity, dns_label, dns_name, label, locality,
 };
 use crate::mesh::{Interception, Locality, WeightDelivery};
 
@@ -17,6 +17,9 @@ const EXAMPLE: &str = "\
 Examples:
   weir bootstrap > envoy.yaml && envoy -c envoy.yaml
   weir bootstrap --xds weir.weir-system.svc:15010 --ip 10.1.2.3 --pod web-0 -n shop -l app=web
+  weir bootstrap --xds weir.weir-system.svc:15012 --ip 10.1.2.3 --pod web-0 -n shop -l app=web \\
+    --token-file /var/run/secrets/tokens/istio-token \\
+    --root-cert /var/run/secrets/istio/root-cert.pem --file /etc/envoy/envoy.yaml
   weir bootstrap --node-id sidecar~10.1.2.3~web-0.shop~shop.svc.cluster.local --intercept none";
 
 /// Print a bootstrap for an Envoy that gets its configuration from weir
@@ -69,6 +72,20 @@ pub(crate) struct Args {
     /// The proxy's locality; zone and sub-zone are optional
     #[arg(long, value_name = "REGION/ZONE/SUBZONE", value_parser = locality)]
     locality: Option<Locality>,
+
+    /// Present the token in this file to weir, and connect over TLS: for port 15012. Needs --root-cert and --file: a file
+    /// by the name of FILE with .token.json at the end says where the token is, so that Envoy reads it again when it
+    /// changes
+    #[arg(long, value_name = "FILE", requires = "root_cert", requires = "file")]
+    token_file: Option<PathBuf>,
+
+    /// The roots by which weir's certificate is verified, in PEM
+    #[arg(long, value_name = "FILE", requires = "token_file")]
+    root_cert: Option<PathBuf>,
+
+    /// The service account of the proxy's pod, to which the token must belong
+    #[arg(long, value_name = "NAME", requires = "token_file", value_parser = dns_name)]
+    service_account: Option<String>,
 
     /// How traffic is intercepted
     #[arg(long, value_name = "MODE", default_value = "redirect")]
@@ -128,10 +145,14 @@ enum Output {
 /// # Errors
 /// The file or stdout cannot be written to. A reader that has closed the pipe is not an error.
 pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let file = args.file.clone();
-    let text = args.render()?;
+    let (file, output) = (args.file.clone(), args.output);
+    let bootstrap = args.bootstrap();
+    let text = output.render(&bootstrap)?;
     if let Some(file) = file {
-        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        if let Some(identity) = &bootstrap.identity {
+            write(&identity.token_secret, &format!("{:#}\n", identity.token_secret()))?;
+        }
+        write(&file, &text)?;
         return Ok(ExitCode::SUCCESS);
     }
     match io::stdout().lock().write_all(text.as_bytes()) {
@@ -142,18 +163,36 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
+fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
+}
+
+impl Output {
+    fn render(self, bootstrap: &Bootstrap) -> anyhow::Result<String> {
+        Ok(match self {
+            Self::Yaml => bootstrap.to_yaml().context("printing the bootstrap as YAML")?,
+            Self::Json => format!("{:#}\n", bootstrap.to_json()),
+        })
+    }
+}
+
 impl Args {
-    fn render(self) -> anyhow::Result<String> {
-        let output = self.output;
-        let bootstrap = self.bootstrap();
-        Ok(match output {
-            Output::Yaml => bootstrap.to_yaml().context("printing the bootstrap as YAML")?,
-            Output::Json => format!("{:#}\n", bootstrap.to_json()),
+    fn identity(&self) -> Option<XdsIdentity> {
+        let (token, roots, file) =
+            (self.token_file.as_ref()?, self.root_cert.as_ref()?, self.file.as_ref()?);
+        let mut token_secret = file.clone().into_os_string();
+        token_secret.push(".token.json");
+        Some(XdsIdentity {
+            token: token.clone(),
+            roots: roots.clone(),
+            token_secret: token_secret.into(),
+            service_account: self.service_account.clone(),
         })
     }
 
     fn bootstrap(self) -> Bootstrap {
         let Kind::Sidecar = self.kind;
+        let identity = self.identity();
         let (first, others) = match self.ip.split_first() {
             Some((first, others)) => (*first, others.to_vec()),
             None => (Ipv4Addr::LOCALHOST.into(), Vec::new()),
@@ -178,6 +217,7 @@ impl Args {
                 Intercept::None => Interception::None,
             },
             xds: self.xds,
+            identity,
             variant: if self.sotw { AdsVariant::Sotw } else { AdsVariant::Delta },
             weights: self.weights,
             admin: self.admin_address,
@@ -205,8 +245,8 @@ mod tests {
     }
 
     fn json(flags: &str) -> Value {
-        let text = parse(&format!("{flags} -o json")).unwrap().render().unwrap();
-        serde_json::from_str(&text).unwrap()
+        let bootstrap = parse(flags).unwrap().bootstrap();
+        serde_json::from_str(&Output::Json.render(&bootstrap).unwrap()).unwrap()
     }
 
     #[test]
@@ -226,7 +266,8 @@ mod tests {
             (admin["address"].as_str(), admin["port_value"].as_u64()),
             (Some("127.0.0.1"), Some(15000))
         );
-        assert!(parse("").unwrap().render().unwrap().starts_with("node:\n  id: sidecar~"));
+        let yaml = Output::Yaml.render(&parse("").unwrap().bootstrap()).unwrap();
+        assert!(yaml.starts_with("node:\n  id: sidecar~"), "{yaml}");
     }
 
     #[test]
@@ -284,6 +325,9 @@ mod tests {
             ("--intercept maybe", "possible values: redirect, none"),
             ("--locality /zone", "REGION/ZONE/SUBZONE"),
             ("--node-id sidecar~1.2.3.4", "has 4"),
+            ("--token-file t --root-cert r", "--file"),
+            ("--token-file t --file f", "--root-cert"),
+            ("--service-account web", "--token-file"),
             ("--node-id sidecar~1.2.3.4~a.b~c --ip 1.2.3.4", "cannot be used with"),
         ] {
             let error = parse(flags).unwrap_err();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::{Switch, domain, usage};
-use crate::bootstrap::dns_label;
+use crate::bootstrap::{dns_label, dns_name};
 use crate::inject::documents::{Input, Rewritten, rewrite};
 use crate::inject::{Options, ProxyKind, Resources, WEIR_IMAGE, is_amount};
 use crate::source::directory;
@@ -49,6 +49,9 @@ pub(crate) struct Args {
     /// The cluster's DNS domain
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local", value_parser = domain)]
     domain: String,
+    /// The trust domain of the identities in certificates [default: the cluster's domain]
+    #[arg(long, value_name = "NAME", value_parser = dns_name)]
+    trust_domain: Option<String>,
     /// The cluster id that proxies report
     #[arg(long, value_name = "ID", default_value = "Kubernetes")]
     cluster_id: String,
@@ -75,12 +78,14 @@ pub(crate) struct SidecarArgs {
     /// Whether sidecars are init containers that keep running, which Kubernetes has since 1.29, or ordinary containers
     #[arg(long, value_enum, value_name = "WHETHER", default_value = "on")]
     native_sidecars: Switch,
-    /// Where proxies find weir [default: port 15012 of the Service weir in the namespace of weir, or in weir-system]
+    /// Where proxies find weir [default: port 15012 of the Service weir in the namespace of weir, or in weir-system; 15010
+    /// without TLS]
     #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
     proxy_xds: Option<String>,
-    /// Whether that port speaks TLS; port 15010 does not
-    #[arg(long, value_enum, value_name = "WHETHER", default_value = "on")]
-    proxy_xds_tls: Switch,
+    /// Whether that port speaks TLS, where proxies prove who they are and get certificates [default: on; in weir serve
+    /// whatever --identity says]
+    #[arg(long, value_enum, value_name = "WHETHER")]
+    proxy_xds_tls: Option<Switch>,
     /// The CPU time that a sidecar requests
     #[arg(long, value_name = "AMOUNT", default_value = "100m", value_parser = amount)]
     proxy_cpu: String,
@@ -108,6 +113,9 @@ pub(crate) struct ControlPlaneNames {
     pub revision: Option<Arc<str>>,
     pub domain: String,
     pub cluster: String,
+    pub trust_domain: String,
+    /// Whether weir serves proxies over TLS.
+    pub serves_tls: bool,
 }
 
 impl SidecarArgs {
@@ -116,7 +124,8 @@ impl SidecarArgs {
     /// # Errors
     /// Flags contradict each other.
     pub(crate) fn options(self, names: ControlPlaneNames) -> anyhow::Result<Options> {
-        if self.proxy == ProxyKind::IstioProxy && self.proxy_xds_tls == Switch::Off {
+        let tls = self.proxy_xds_tls.map_or(names.serves_tls, Switch::is_on);
+        if self.proxy == ProxyKind::IstioProxy && !tls {
             return Err(usage(
                 "--proxy istio-proxy needs --proxy-xds-tls on: its agent asks weir for certificates",
             ));
@@ -128,8 +137,11 @@ impl SidecarArgs {
             proxy_image: self.proxy_image,
             weir_image: self.weir_image,
             native_sidecars: self.native_sidecars.is_on(),
-            xds: self.proxy_xds.unwrap_or_else(|| format!("weir.{namespace}.svc:15012")),
-            xds_tls: self.proxy_xds_tls.is_on(),
+            xds: self.proxy_xds.unwrap_or_else(|| {
+                let port = if tls { 15012 } else { 15010 };
+                format!("weir.{namespace}.svc:{port}")
+            }),
+            xds_tls: tls,
             resources: Resources {
                 cpu: amount(self.proxy_cpu),
                 memory: amount(self.proxy_memory),
@@ -142,6 +154,7 @@ impl SidecarArgs {
             revision: names.revision,
             domain: names.domain,
             cluster: names.cluster,
+            trust_domain: names.trust_domain,
         })
     }
 }
@@ -178,8 +191,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = args.sidecar.options(ControlPlaneNames {
         namespace: None,
         revision: args.revision.map(Into::into),
+        trust_domain: args.trust_domain.unwrap_or_else(|| args.domain.clone()),
         domain: args.domain,
         cluster: args.cluster_id,
+        serves_tls: true,
     })?;
     let (inputs, mut failed) = read(&args.file)?;
     let Rewritten { text, injected, notes } = rewrite(&inputs, &args.namespace, &options);

@@ -1,5 +1,7 @@
 //! `weir serve`: the control plane.
 
+mod identity;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +23,8 @@ use crate::source::kubernetes::selection::{DiscoverySelector, Namespaces};
 use crate::webhook::{CertificateSource, LIFETIME, WebhookOptions};
 use crate::xds::stream::StreamSettings;
 
+use identity::{IdentityArgs, Plain, Surroundings};
+
 /// Flags of `weir serve`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -33,8 +37,10 @@ Reads *.yaml, *.yml and *.json files in the folder and its subfolders as soon as
 renamed into place. A broken file or object keeps its last accepted version, and the log says why;
 deleted objects are removed.
 
-Ports: 15010 ADS in plain text; 15014 /healthz, /ready, /metrics and the API for weir ps, dump,
-splits and wait, and the gates of rollout tools; 15017 the webhooks over HTTPS, if they are on. With --config-dir they listen on loopback, in a cluster on all addresses.
+Ports: 15010 ADS in plain text; 15012 ADS over TLS and Istio's certificate API, if identity is on;
+15014 /healthz, /ready, /metrics and the API for weir ps, dump, splits and wait, and the gates of
+rollout tools; 15017 the webhooks over HTTPS, if they are on. With --config-dir they listen on
+loopback, in a cluster on all addresses.
 
 Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 failure, 2 usage error or unreadable input.")]
 pub(crate) struct Args {
@@ -61,9 +67,12 @@ pub(crate) struct Args {
     webhook: WebhookArgs,
     #[command(flatten)]
     sidecar: SidecarArgs,
-    /// The address of the ADS listener [default: port 15010]
-    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
-    xds_listen: Option<SocketAddr>,
+    #[command(flatten)]
+    identity: IdentityArgs,
+    /// The address of the ADS listener in plain text, where everyone is served, or off [default: port 15010; with
+    /// --identity on, only on loopback]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = identity::plain)]
+    xds_listen: Option<Plain>,
     /// The address of the admin listener (health, metrics, API) [default: port 15014]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     admin_listen: Option<SocketAddr>,
@@ -152,14 +161,14 @@ struct WebhookArgs {
 }
 
 impl WebhookArgs {
-    /// The options of the webhooks; `None` if all of them are off. `injection` is how sidecars are injected if they are.
+    /// The options of the webhooks; `None` if all of them are off.
     fn options(
         self,
         local: IpAddr,
         namespace: Option<&str>,
-        injection: inject::Options,
+        injection: Option<inject::Options>,
     ) -> anyhow::Result<Option<WebhookOptions>> {
-        if !self.webhook.is_on() && !self.injection.is_on() {
+        if !self.webhook.is_on() && injection.is_none() {
             if self.webhook_cert_dir.is_some() || self.webhook_listen.is_some() {
                 return Err(super::usage(
                     "--webhook-cert-dir and --webhook-listen need --webhook on or --injection on",
@@ -183,7 +192,7 @@ impl WebhookArgs {
         let listen = self.webhook_listen.unwrap_or(SocketAddr::new(local, 15017));
         Ok(Some(WebhookOptions {
             validation: self.webhook.is_on(),
-            injection: self.injection.is_on().then_some(injection),
+            injection,
             listen,
             certificate,
             limits: Limits::webhook(),
@@ -332,12 +341,26 @@ fn options(args: Args) -> anyhow::Result<Options> {
         revision: mesh.revision.clone(),
         domain: mesh.domain.to_string(),
         cluster: mesh.cluster.to_string(),
+        trust_domain: args.identity.trust_domain(&mesh.domain),
+        serves_tls: args.identity.is_on(),
     };
-    let injection = args.sidecar.options(names)?;
+    let injection = match args.webhook.injection.is_on() {
+        true => Some(args.sidecar.options(names)?),
+        false => None,
+    };
     let webhook = args.webhook.options(local, namespace.as_deref(), injection)?;
-    let keeps_certificate = webhook
-        .as_ref()
-        .is_some_and(|webhook| matches!(webhook.certificate, CertificateSource::Secret { .. }));
+    let anonymous = anonymous(args.xds_listen, local, args.identity.is_on());
+    let secure = args.identity.options(&Surroundings {
+        local,
+        namespace: namespace.as_deref(),
+        domain: &mesh.domain,
+        revision: mesh.revision.as_deref(),
+        only: only.clone(),
+    })?;
+    let keeps_certificate = secure.is_some()
+        || webhook
+            .as_ref()
+            .is_some_and(|webhook| matches!(webhook.certificate, CertificateSource::Secret { .. }));
     let peers = if in_cluster { args.status.peers() } else { None };
     let status = if in_cluster { args.status.options(only, keeps_certificate) } else { None };
     Ok(Options {
@@ -349,7 +372,8 @@ fn options(args: Args) -> anyhow::Result<Options> {
         status,
         webhook,
         peers,
-        xds_listen: args.xds_listen.unwrap_or(SocketAddr::new(local, 15010)),
+        xds_listen: anonymous,
+        secure,
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         gates_listen: args.gates_listen,
         mesh,
@@ -366,13 +390,27 @@ fn options(args: Args) -> anyhow::Result<Options> {
     })
 }
 
+/// Where proxies are served in plain text; `None` if nowhere.
+fn anonymous(given: Option<Plain>, local: IpAddr, has_identity: bool) -> Option<SocketAddr> {
+    match given {
+        Some(Plain::Off) => None,
+        Some(Plain::At(address)) => Some(address),
+        // Whoever has an identity need not be trusted without one.
+        None if has_identity => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15010))),
+        None => Some(SocketAddr::new(local, 15010)),
+    }
+}
+
 /// Logs where the control plane listens.
 fn announce(plane: &ControlPlane) {
-    tracing::info!(
-        "serving ADS on {}, health and metrics on {}",
-        plane.xds_addr(),
-        plane.admin_addr()
-    );
+    let admin = plane.admin_addr();
+    match plane.xds_addr() {
+        Some(address) => tracing::info!("serving ADS on {address}, health and metrics on {admin}"),
+        None => tracing::info!("serving health and metrics on {admin}"),
+    }
+    if let Some(address) = plane.secure_addr() {
+        tracing::info!("serving ADS over TLS on {address}");
+    }
     if let Some(address) = plane.webhook_addr() {
         tracing::info!("serving the webhooks on {address}");
     }

@@ -119,6 +119,10 @@ impl<'a> RuleReader<'a> {
         self.message.has_field(&field).then(|| self.message.get_field(&field).into_owned())
     }
 
+    fn get_as<T>(&mut self, name: &str, read: impl Fn(&Field) -> Option<T>) -> Option<T> {
+        self.get(name).as_ref().and_then(read)
+    }
+
     fn list(&mut self, name: &str) -> Vec<Field> {
         self.get(name).and_then(|value| value.as_list().map(<[Field]>::to_vec)).unwrap_or_default()
     }
@@ -132,7 +136,7 @@ impl<'a> RuleReader<'a> {
     }
 
     fn bytes(&mut self, name: &str) -> Option<Vec<u8>> {
-        self.get(name).as_ref().and_then(bytes)
+        self.get_as(name, bytes)
     }
 
     /// The names of fields that are set but were not read.
@@ -265,14 +269,13 @@ impl Rule {
 
 fn check_url(only: &[String], not: &[String], bytes: &[u8]) -> Result<Option<Mismatch>, Malformed> {
     let (url, _) = open_any(bytes)?;
-    let listed = |list: &[String]| list.iter().any(|item| item.as_bytes() == url);
-    if !only.is_empty() && !listed(only) {
+    if !only.is_empty() && !only.iter().any(|item| item.as_bytes() == url) {
         return Ok(Some(Mismatch {
             found: quoted(url),
             expected: format!("a type URL of {}", only.join(", ")),
         }));
     }
-    if listed(not) {
+    if not.iter().any(|item| item.as_bytes() == url) {
         return Ok(Some(Mismatch {
             found: quoted(url),
             expected: format!("no type URL of {}", not.join(", ")),
@@ -282,12 +285,11 @@ fn check_url(only: &[String], not: &[String], bytes: &[u8]) -> Result<Option<Mis
 }
 
 fn range<T: Copy>(source: &mut RuleReader<'_>, read: impl Fn(&Field) -> Option<T>) -> Range<T> {
-    let mut bound = |name: &str| source.get(name).as_ref().and_then(&read);
-    let exact = bound("const");
-    let below = bound("lt").map(|bound| (bound, false));
-    let below = below.or(bound("lte").map(|bound| (bound, true)));
-    let above = bound("gt").map(|bound| (bound, false));
-    let above = above.or(bound("gte").map(|bound| (bound, true)));
+    let exact = source.get_as("const", &read);
+    let below = source.get_as("lt", &read).map(|bound| (bound, false));
+    let below = below.or(source.get_as("lte", &read).map(|bound| (bound, true)));
+    let above = source.get_as("gt", &read).map(|bound| (bound, false));
+    let above = above.or(source.get_as("gte", &read).map(|bound| (bound, true)));
     let only = source.list("in").iter().filter_map(&read).collect();
     let not = source.list("not_in").iter().filter_map(&read).collect();
     Range { exact, below, above, only, not, ignore_empty: source.flag("ignore_empty") }
@@ -383,7 +385,7 @@ fn join<T: fmt::Display>(list: &[T]) -> String {
 }
 
 fn enum_rule(source: &mut RuleReader<'_>, enumeration: Option<&EnumDescriptor>) -> Enum {
-    let exact = source.get("const").as_ref().and_then(int);
+    let exact = source.get_as("const", int);
     let only = source.list("in").iter().filter_map(int).collect();
     let not = source.list("not_in").iter().filter_map(int).collect();
     let defined = source.flag("defined_only").then_some(enumeration).flatten().map(|enumeration| {
@@ -446,7 +448,7 @@ fn text(source: &mut RuleReader<'_>) -> Result<Text, String> {
         forms.into_iter().filter(|(name, _)| source.flag(name)).map(|(_, form)| form).next_back();
     // Absent means strict.
     let strict = source.get("strict").and_then(|value| value.as_bool()) != Some(false);
-    match source.get("well_known_regex").as_ref().and_then(int) {
+    match source.get_as("well_known_regex", int) {
         Some(1 | 2) if !strict => out.form = Some(Form::HeaderText),
         Some(1) => out.form = Some(Form::HeaderName),
         Some(2) => out.form = Some(Form::HeaderValue),

@@ -44,19 +44,21 @@ fn rules_in_pool() -> BTreeMap<String, usize> {
         }
     }
     let pool = pool().unwrap();
-    let extension = |name: &str| pool.get_extension_by_name(name).unwrap();
-    let (rules, required) = (extension("validate.rules"), extension("validate.required"));
+    let [rules, required, disabled, ignored] =
+        ["validate.rules", "validate.required", "validate.disabled", "validate.ignored"]
+            .map(|name| pool.get_extension_by_name(name).unwrap());
     let mut out = BTreeMap::new();
     for message in pool.all_messages() {
         for oneof in message.oneofs().filter(|oneof| oneof.options().has_extension(&required)) {
             assert!(oneof.options().get_extension(&required).as_bool().unwrap());
             *out.entry("oneof".to_owned()).or_default() += 1;
         }
-        for name in ["validate.disabled", "validate.ignored"] {
+        for extension in [&disabled, &ignored] {
             assert!(
-                !message.options().has_extension(&extension(name)),
-                "{}: {name}",
-                message.full_name()
+                !message.options().has_extension(extension),
+                "{}: {}",
+                message.full_name(),
+                extension.full_name()
             );
         }
         for field in message.fields() {
@@ -120,6 +122,22 @@ fn ints(kind: &str, rules: Json, values: &[(i128, bool)]) {
     );
 }
 
+fn floats(kind: &str, rules: Json, values: &[(f64, bool)]) {
+    rule(
+        kind,
+        rules,
+        &values.iter().map(|(value, fine)| (Value::Float(*value), *fine)).collect::<Vec<_>>(),
+    );
+}
+
+fn byte_strings(rules: Json, values: &[(&[u8], bool)]) {
+    rule(
+        "bytes",
+        rules,
+        &values.iter().map(|(value, fine)| (Value::Bytes(value), *fine)).collect::<Vec<_>>(),
+    );
+}
+
 fn texts(rules: Json, values: &[(&str, bool)]) {
     rule(
         "string",
@@ -149,22 +167,19 @@ fn numbers() {
         ints(kind, json!({"gte": 5, "ignore_empty": true}), &[(0, true), (1, false)]);
     }
     for kind in ["float", "double"] {
-        let float = |rules, values: &[(f64, bool)]| {
-            let values: Vec<_> =
-                values.iter().map(|(value, fine)| (Value::Float(*value), *fine)).collect();
-            rule(kind, rules, &values);
-        };
-        float(
+        floats(
+            kind,
             json!({"gte": 0.0, "lte": 100.0}),
             &[(0.0, true), (-0.5, false), (100.5, false), (f64::NAN, false)],
         );
-        float(json!({"gt": 0.0, "lt": 1.0}), &[(0.0, false), (0.5, true), (1.0, false)]);
-        float(json!({"const": 0.5}), &[(0.5, true), (0.25, false)]);
-        float(
+        floats(kind, json!({"gt": 0.0, "lt": 1.0}), &[(0.0, false), (0.5, true), (1.0, false)]);
+        floats(kind, json!({"const": 0.5}), &[(0.5, true), (0.25, false)]);
+        floats(
+            kind,
             json!({"in": [0.5], "ignore_empty": true}),
             &[(0.5, true), (0.25, false), (0.0, true)],
         );
-        float(json!({"not_in": [0.5]}), &[(0.5, false), (0.25, true)]);
+        floats(kind, json!({"not_in": [0.5]}), &[(0.5, false), (0.25, true)]);
     }
     rule("bool", json!({"const": true}), &[(Value::Bool(true), true), (Value::Bool(false), false)]);
     rule("bool", json!({}), &[(Value::Bool(true), true)]);
@@ -248,35 +263,35 @@ fn texts_by_form() {
 
 #[test]
 fn octets() {
-    let bytes = |rules, values: &[(&[u8], bool)]| {
-        let values: Vec<_> =
-            values.iter().map(|(value, fine)| (Value::Bytes(value), *fine)).collect();
-        rule("bytes", rules, &values);
-    };
-    bytes(json!({"const": "/w=="}), &[(b"\xff", true), (b"", false)]);
-    bytes(json!({"len": 1}), &[(b"\xff", true), (b"", false)]);
-    bytes(json!({"min_len": 1, "max_len": 2}), &[(b"", false), (b"\xff", true), (b"abc", false)]);
-    bytes(json!({"prefix": "/w=="}), &[(b"\xffa", true), (b"a", false)]);
-    bytes(json!({"suffix": "/w=="}), &[(b"a\xff", true), (b"a", false)]);
-    bytes(json!({"contains": "/w=="}), &[(b"a\xffb", true), (b"a", false)]);
-    bytes(json!({"in": ["/w=="]}), &[(b"\xff", true), (b"a", false)]);
-    bytes(json!({"not_in": ["/w=="]}), &[(b"\xff", false), (b"a", true)]);
-    bytes(json!({"pattern": "a*"}), &[(b"aa", true), (b"b", false), (b"\xff", false)]);
-    bytes(json!({"ip": true}), &[(&[1; 4], true), (&[1; 16], true), (&[1; 5], false)]);
-    bytes(json!({"ipv4": true}), &[(&[1; 4], true), (&[1; 16], false)]);
-    bytes(json!({"ipv6": true}), &[(&[1; 16], true), (&[1; 4], false)]);
-    bytes(json!({"len": 1, "ignore_empty": true}), &[(b"", true), (b"ab", false)]);
+    byte_strings(json!({"const": "/w=="}), &[(b"\xff", true), (b"", false)]);
+    byte_strings(json!({"len": 1}), &[(b"\xff", true), (b"", false)]);
+    byte_strings(
+        json!({"min_len": 1, "max_len": 2}),
+        &[(b"", false), (b"\xff", true), (b"abc", false)],
+    );
+    byte_strings(json!({"prefix": "/w=="}), &[(b"\xffa", true), (b"a", false)]);
+    byte_strings(json!({"suffix": "/w=="}), &[(b"a\xff", true), (b"a", false)]);
+    byte_strings(json!({"contains": "/w=="}), &[(b"a\xffb", true), (b"a", false)]);
+    byte_strings(json!({"in": ["/w=="]}), &[(b"\xff", true), (b"a", false)]);
+    byte_strings(json!({"not_in": ["/w=="]}), &[(b"\xff", false), (b"a", true)]);
+    byte_strings(json!({"pattern": "a*"}), &[(b"aa", true), (b"b", false), (b"\xff", false)]);
+    byte_strings(json!({"ip": true}), &[(&[1; 4], true), (&[1; 16], true), (&[1; 5], false)]);
+    byte_strings(json!({"ipv4": true}), &[(&[1; 4], true), (&[1; 16], false)]);
+    byte_strings(json!({"ipv6": true}), &[(&[1; 16], true), (&[1; 4], false)]);
+    byte_strings(json!({"len": 1, "ignore_empty": true}), &[(b"", true), (b"ab", false)]);
+}
+
+/// A `Duration` or a `Timestamp`.
+fn encoded_time(seconds: i64, nanos: i32) -> Vec<u8> {
+    let mut out = Vec::new();
+    prost::encoding::int64::encode(1, &seconds, &mut out);
+    prost::encoding::int32::encode(2, &nanos, &mut out);
+    out
 }
 
 #[test]
 fn times() {
-    let encoded = |seconds: i64, nanos: i32| {
-        let mut out = Vec::new();
-        prost::encoding::int64::encode(1, &seconds, &mut out);
-        prost::encoding::int32::encode(2, &nanos, &mut out);
-        out
-    };
-    let (small, item, more) = (encoded(0, 5), encoded(1, 0), encoded(1, 1));
+    let (small, item, more) = (encoded_time(0, 5), encoded_time(1, 0), encoded_time(1, 1));
     let (small, item, more) = (Value::Bytes(&small), Value::Bytes(&item), Value::Bytes(&more));
     for (kind, second) in [("duration", "1s"), ("timestamp", "1970-01-01T00:00:01Z")] {
         rule(kind, json!({"const": second}), &[(item, true), (more, false)]);
@@ -312,35 +327,51 @@ fn a_violation_has_path_found_and_expected() {
     );
 }
 
+fn endpoint_at(address: &str) -> Json {
+    json!({"endpoint": {"address": {"socketAddress": {"address": address, "portValue": 1}}}})
+}
+
+fn weighted_endpoint(weight: u32) -> Json {
+    let mut endpoint = endpoint_at("1.1.1.1");
+    endpoint["loadBalancingWeight"] = json!(weight);
+    endpoint
+}
+
+/// The paths of the violations of an assignment with these localities.
+#[track_caller]
+fn locality_paths(localities: Json) -> Vec<String> {
+    paths(ENDPOINTS, json!({"clusterName": "a", "endpoints": localities}))
+}
+
+/// A route configuration whose only route has this action.
+fn routes_with_action(action: Json) -> Json {
+    let route = json!({"match": {"prefix": "/"}, "route": action});
+    json!({"virtualHosts": [{"name": "a", "domains": ["*"], "routes": [route]}]})
+}
+
 #[test]
 fn presence() {
     // A wrapper: no rules while absent, those of the number when present.
     assert!(paths(ENDPOINTS, json!({"clusterName": "a"})).is_empty());
-    let weight = |weight| {
-        json!({"clusterName": "a", "endpoints": [{"lbEndpoints": [{
-            "endpoint": {"address": {"socketAddress": {"address": "1.1.1.1", "portValue": 1}}},
-            "loadBalancingWeight": weight}]}]})
-    };
-    assert_eq!(paths(ENDPOINTS, weight(0)), ["endpoints[0].lb_endpoints[0].load_balancing_weight"]);
-    assert!(paths(ENDPOINTS, weight(1)).is_empty());
+    assert_eq!(
+        locality_paths(json!([{"lbEndpoints": [weighted_endpoint(0)]}])),
+        ["endpoints[0].lb_endpoints[0].load_balancing_weight"]
+    );
+    assert!(locality_paths(json!([{"lbEndpoints": [weighted_endpoint(1)]}])).is_empty());
     // A required message, a required oneof, a member of a oneof that is not set, and one that is set to zero.
     assert_eq!(
         paths(ROUTES, json!({"virtualHosts": [{"name": "a", "domains": ["*"], "routes": [{}]}]})),
         ["virtual_hosts[0].routes[0].match", "virtual_hosts[0].routes[0].action"]
     );
-    let action = |action| {
-        let route = json!({"match": {"prefix": "/"}, "route": action});
-        json!({"virtualHosts": [{"name": "a", "domains": ["*"], "routes": [route]}]})
-    };
     assert_eq!(
-        paths(ROUTES, action(json!({"cluster": ""}))),
+        paths(ROUTES, routes_with_action(json!({"cluster": ""}))),
         ["virtual_hosts[0].routes[0].route.cluster"]
     );
     assert_eq!(
-        paths(ROUTES, action(json!({}))),
+        paths(ROUTES, routes_with_action(json!({}))),
         ["virtual_hosts[0].routes[0].route.cluster_specifier"]
     );
-    assert!(paths(ROUTES, action(json!({"cluster": "a"}))).is_empty());
+    assert!(paths(ROUTES, routes_with_action(json!({"cluster": "a"}))).is_empty());
     // A duration: no rules while absent.
     assert!(paths(CLUSTER, json!({"name": "a"})).is_empty());
     assert_eq!(paths(CLUSTER, json!({"name": "a", "connectTimeout": "0s"})), ["connect_timeout"]);
@@ -358,9 +389,8 @@ fn lists_and_maps() {
         paths("envoy.config.route.v3.InternalRedirectPolicy", redirect),
         ["response_headers_to_copy[2]"]
     );
-    let metadata = |key: &str| json!({"filterMetadata": {key: {}}});
-    assert_eq!(paths("envoy.config.core.v3.Metadata", metadata("")), [r#"filter_metadata[""]"#]);
-    assert!(paths("envoy.config.core.v3.Metadata", metadata("a")).is_empty());
+    let metadata = json!({"filterMetadata": {"": {}, "a": {}}});
+    assert_eq!(paths("envoy.config.core.v3.Metadata", metadata), [r#"filter_metadata[""]"#]);
     assert_eq!(paths("xds.type.matcher.v3.Matcher.MatcherTree.MatchMap", json!({})), ["map"]);
     let ports = json!({"sourcePorts": [1, 0, 65536]});
     assert_eq!(
@@ -373,19 +403,20 @@ fn lists_and_maps() {
     assert_eq!(paths("envoy.config.route.v3.VirtualHost", many), ["request_headers_to_add"]);
 }
 
+fn tcp_listener(stat_prefix: &str) -> Json {
+    let filter = json!({"name": "tcp", "typedConfig": {
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        "statPrefix": stat_prefix, "cluster": "a"}});
+    json!({"name": "a", "filterChains": [{"filters": [filter]}]})
+}
+
 #[test]
 fn an_any_is_checked_by_its_type() {
-    let chain = |prefix: &str| {
-        json!({"filters": [{"name": "tcp", "typedConfig": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-            "statPrefix": prefix, "cluster": "a"}}]})
-    };
-    let listener = |prefix| json!({"name": "a", "filterChains": [chain(prefix)]});
     assert_eq!(
-        paths(LISTENER, listener("")),
+        paths(LISTENER, tcp_listener("")),
         ["filter_chains[0].filters[0].typed_config.stat_prefix"]
     );
-    assert!(paths(LISTENER, listener("a")).is_empty());
+    assert!(paths(LISTENER, tcp_listener("a")).is_empty());
     // An unknown type is not checked.
     let any = b"\x0a\x06a/b.Cx\x12\x01\xff";
     assert!(check("google.protobuf.Any", any).is_empty());
@@ -394,28 +425,27 @@ fn an_any_is_checked_by_its_type() {
     assert_eq!(check("google.protobuf.Any", &any).len(), 1);
 }
 
+/// The bytes of several messages of one type, which make up one message.
+fn concatenated<const N: usize>(full_name: &str, parts: [Json; N]) -> Vec<u8> {
+    parts.map(|part| json_to_any(full_name, &part).unwrap()).concat()
+}
+
 #[test]
 fn repeated_messages_are_merged_and_the_last_scalar_wins() {
-    let encode = |json| json_to_any(CLUSTER, &json).unwrap();
-    let parts = [
-        encode(json!({"name": ""})),
-        encode(json!({"connectTimeout": "1s"})),
-        encode(json!({"name": "a"})),
-    ];
-    assert!(check(CLUSTER, &parts.concat()).is_empty());
+    let parts = [json!({"name": ""}), json!({"connectTimeout": "1s"}), json!({"name": "a"})];
+    assert!(check(CLUSTER, &concatenated(CLUSTER, parts)).is_empty());
     // Half of a `common_lb_config` in each part: a percentage of 101 stays wrong, and the rest of the message stays.
-    let half = |json: Json| encode(json!({"name": "a", "commonLbConfig": json}));
     let parts = [
-        half(json!({"healthyPanicThreshold": {"value": 101.0}})),
-        half(json!({"ignoreNewHostsUntilFirstHc": true})),
+        json!({"name": "a", "commonLbConfig": {"healthyPanicThreshold": {"value": 101.0}}}),
+        json!({"name": "a", "commonLbConfig": {"ignoreNewHostsUntilFirstHc": true}}),
     ];
-    let found = check(CLUSTER, &parts.concat());
+    let found = check(CLUSTER, &concatenated(CLUSTER, parts));
     assert_eq!(found.len(), 1, "{found:?}");
     assert_eq!(found[0].path, "common_lb_config.healthy_panic_threshold.value");
     // Only the last member of a oneof counts, even if an earlier one is invalid.
-    let route = |json| json_to_any("envoy.config.route.v3.RouteAction", &json).unwrap();
-    let parts = [route(json!({"cluster": ""})), route(json!({"clusterHeader": "a"}))];
-    assert!(check("envoy.config.route.v3.RouteAction", &parts.concat()).is_empty());
+    let action = "envoy.config.route.v3.RouteAction";
+    let parts = [json!({"cluster": ""}), json!({"clusterHeader": "a"})];
+    assert!(check(action, &concatenated(action, parts)).is_empty());
 }
 
 #[test]
@@ -463,54 +493,58 @@ fn a_dynamic_message() {
     assert_eq!(found[0].path, "name");
 }
 
+/// The paths of the violations of a virtual host that adds a header with this value.
+fn header_paths(value: &str) -> Vec<String> {
+    let add = json!([{"header": {"key": "a", "value": value}}]);
+    paths(
+        "envoy.config.route.v3.VirtualHost",
+        json!({"name": "a", "domains": ["a"], "requestHeadersToAdd": add}),
+    )
+}
+
 #[test]
 fn header_values_with_a_percent_sign() {
-    let host = |value: &str| {
-        let add = json!([{"header": {"key": "a", "value": value}}]);
-        paths(
-            "envoy.config.route.v3.VirtualHost",
-            json!({"name": "a", "domains": ["a"], "requestHeadersToAdd": add}),
-        )
-    };
     for fine in
         ["", "a", "100%%", "%REQ(x)%", "%REQ(x?y):5%", "%DURATION%%PROTOCOL%", "%START_TIME(%s)%"]
     {
-        assert!(host(fine).is_empty(), "{fine}");
+        assert!(header_paths(fine).is_empty(), "{fine}");
     }
     for rejected in
         ["%", "100%", "%a%", "%A%", "%PATH", "%REQ(b%", "%REQ(b):x%", "%REQ%", "%%%", "% %"]
     {
-        assert_eq!(host(rejected), ["request_headers_to_add[0].header.value"], "{rejected}");
+        assert_eq!(
+            header_paths(rejected),
+            ["request_headers_to_add[0].header.value"],
+            "{rejected}"
+        );
     }
+}
+
+/// A locality of this weight, whose endpoints have these weights.
+fn locality(weight: u32, endpoints: &[u32]) -> Json {
+    let endpoints: Vec<Json> = endpoints.iter().map(|weight| weighted_endpoint(*weight)).collect();
+    json!({"loadBalancingWeight": weight, "lbEndpoints": endpoints})
 }
 
 #[test]
 fn sums_of_endpoint_weights() {
-    let endpoint = |weight: u32| {
-        json!({"endpoint": {"address": {"socketAddress": {"address": "1.1.1.1", "portValue": 1}}},
-            "loadBalancingWeight": weight})
-    };
-    let locality = |of: u32, weights: &[u32]| json!({"loadBalancingWeight": of, "lbEndpoints": weights.iter().map(|w| endpoint(*w)).collect::<Vec<_>>()});
-    let assignment =
-        |localities: Json| paths(ENDPOINTS, json!({"clusterName": "a", "endpoints": localities}));
-    assert!(assignment(json!([locality(1, &[u32::MAX - 1, 1]), locality(1, &[1])])).is_empty());
-    assert_eq!(assignment(json!([locality(1, &[u32::MAX, 1])])), ["endpoints[0].lb_endpoints"]);
+    assert!(locality_paths(json!([locality(1, &[u32::MAX - 1, 1]), locality(1, &[1])])).is_empty());
+    assert_eq!(locality_paths(json!([locality(1, &[u32::MAX, 1])])), ["endpoints[0].lb_endpoints"]);
     assert_eq!(
-        assignment(json!([locality(u32::MAX, &[1]), locality(1, &[1])])),
+        locality_paths(json!([locality(u32::MAX, &[1]), locality(1, &[1])])),
         ["endpoints[1].load_balancing_weight"]
     );
 }
 
 #[test]
 fn endpoints_need_addresses() {
-    let assignment = |endpoint: Json| {
-        paths(ENDPOINTS, json!({"clusterName": "a", "endpoints": [{"lbEndpoints": [endpoint]}]}))
-    };
     let address = "endpoints[0].lb_endpoints[0].endpoint.address";
-    assert_eq!(assignment(json!({})), [address]);
-    let socket = |text: &str| json!({"endpoint": {"address": {"socketAddress": {"address": text, "portValue": 1}}}});
-    assert_eq!(assignment(socket("a.b")), [format!("{address}.socket_address.address")]);
-    assert!(assignment(socket("fe80::1%eth0")).is_empty());
+    assert_eq!(locality_paths(json!([{"lbEndpoints": [{}]}])), [address]);
+    assert_eq!(
+        locality_paths(json!([{"lbEndpoints": [endpoint_at("a.b")]}])),
+        [format!("{address}.socket_address.address")]
+    );
+    assert!(locality_paths(json!([{"lbEndpoints": [endpoint_at("fe80::1%eth0")]}])).is_empty());
 }
 
 #[test]

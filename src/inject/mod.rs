@@ -147,6 +147,8 @@ pub(crate) struct Options {
     pub domain: String,
     /// The cluster's id.
     pub cluster: String,
+    /// The trust domain of identities.
+    pub trust_domain: String,
 }
 
 impl Options {
@@ -187,6 +189,7 @@ impl Default for Options {
             revision: None,
             domain: "cluster.local".to_owned(),
             cluster: "Kubernetes".to_owned(),
+            trust_domain: "cluster.local".to_owned(),
         }
     }
 }

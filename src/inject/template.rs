@@ -24,8 +24,6 @@ const READY_PORT: u16 = 15021;
 const NOT_REDIRECTED: &str = "15020,15021,15090";
 /// Where weir's agent is installed.
 const AGENT_FOLDER: &str = "/var/run/weir";
-/// Istio's default trust domain.
-const TRUST_DOMAIN: &str = "cluster.local";
 
 /// The names of the volumes of a sidecar.
 pub(super) fn volume_names(settings: &Settings) -> Vec<String> {
@@ -301,8 +299,8 @@ impl Template<'_> {
             env.push(value("ISTIO_META_WORKLOAD_NAME", label.unwrap_or(&owner.name)));
             env.push(value("ISTIO_META_OWNER", &owner.uri(self.namespace)));
         }
-        env.push(value("ISTIO_META_MESH_ID", TRUST_DOMAIN));
-        env.push(value("TRUST_DOMAIN", TRUST_DOMAIN));
+        env.push(value("ISTIO_META_MESH_ID", &options.trust_domain));
+        env.push(value("TRUST_DOMAIN", &options.trust_domain));
         env
     }
 

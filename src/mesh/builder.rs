@@ -268,11 +268,10 @@ impl MeshBuilder {
         let own = self.virtual_services.get(key);
         let before = self.mesh.virtual_services.get(key);
         let merged = own.map(|own| {
-            let delegate_of = |namespace: &str, name: &str| {
+            own.with_delegates(before, domain, |namespace, name| {
                 let key = ObjectKey::new(Kind::VirtualService, namespace, name);
                 self.virtual_services.get(&key).filter(|delegate| delegate.hosts.is_empty())
-            };
-            own.with_delegates(delegate_of, before, domain)
+            })
         });
         Arc::make_mut(&mut self.mesh.virtual_services).set(key, merged, domain);
     }

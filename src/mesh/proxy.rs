@@ -18,6 +18,8 @@ pub struct Proxy {
     pub namespace: Arc<str>,
     /// The pod's name.
     pub name: Arc<str>,
+    /// The service account of its pod, if it says so.
+    pub service_account: Option<Arc<str>>,
     /// Its addresses, the first one from the id.
     pub addresses: Vec<Arc<str>>,
     /// The labels of its workload.
@@ -83,6 +85,8 @@ pub enum ProxyError {
 pub struct NodeMetadata {
     /// NAMESPACE, which overrides the id's.
     pub namespace: Option<String>,
+    /// SERVICE_ACCOUNT.
+    pub service_account: Option<String>,
     /// LABELS.
     pub labels: Labels,
     /// INSTANCE_IPS.
@@ -110,6 +114,7 @@ impl NodeMetadata {
             .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.into())));
         Self {
             namespace: text(metadata, "NAMESPACE"),
+            service_account: text(metadata, "SERVICE_ACCOUNT"),
             labels: labels.collect(),
             instance_ips: text(metadata, "INSTANCE_IPS")
                 .map(|ips| ips.split(',').map(|ip| ip.trim().to_owned()).collect())
@@ -166,6 +171,10 @@ impl Proxy {
             id: id.into(),
             namespace: namespace.into(),
             name: pod.into(),
+            service_account: metadata
+                .service_account
+                .filter(|account| !account.is_empty())
+                .map(Into::into),
             addresses,
             labels: metadata.labels,
             locality,
@@ -302,12 +311,15 @@ mod tests {
         assert!(found.unwrap_err().to_string().contains("not supported yet"));
     }
 
+    fn with_id(id: &str) -> Result<Proxy, ProxyError> {
+        Proxy::new(id, NodeMetadata::default(), Locality::default())
+    }
+
     #[test]
     fn invalid_node_ids_are_rejected() {
-        let new = |id: &str| Proxy::new(id, NodeMetadata::default(), Locality::default());
-        assert!(matches!(new("x"), Err(ProxyError::Id(_))));
-        assert!(matches!(new("sidecar~10.0.0.1~pod~x"), Err(ProxyError::Id(_))));
-        assert!(matches!(new("router~10.0.0.1~pod.ns~x"), Err(ProxyError::Type { .. })));
-        assert!(matches!(new("sidecar~here~pod.ns~x"), Err(ProxyError::Address { .. })));
+        assert!(matches!(with_id("x"), Err(ProxyError::Id(_))));
+        assert!(matches!(with_id("sidecar~10.0.0.1~pod~x"), Err(ProxyError::Id(_))));
+        assert!(matches!(with_id("router~10.0.0.1~pod.ns~x"), Err(ProxyError::Type { .. })));
+        assert!(matches!(with_id("sidecar~here~pod.ns~x"), Err(ProxyError::Address { .. })));
     }
 }

@@ -40,93 +40,104 @@ impl World {
     }
 }
 
+/// A DestinationRule for all clients.
+fn rule(subset: &str) -> Value {
+    json!({"host": "web", "subsets": [{"name": subset, "labels": {"version": subset}}]})
+}
+
+/// A DestinationRule for some clients.
+fn selecting_rule(subset: &str) -> Value {
+    let mut spec = rule(subset);
+    spec["workloadSelector"] = json!({"matchLabels": {"app": "client"}});
+    spec
+}
+
+/// The revisions of the rule for all clients, and of the one for some.
+fn rule_revisions(mesh: &Mesh) -> [Revision; 2] {
+    let client = Labels::from([("app".to_owned(), "client".to_owned())]);
+    [Labels::new(), client].map(|labels| {
+        let (rules, host) = (&mesh.destination_rules, "web.shop.svc.cluster.local");
+        rules.find(host, "shop", "istio-system", "shop", &labels).unwrap().revision
+    })
+}
+
 #[test]
 fn merged_destination_rules() {
     let mut world = World::new();
-    let rule = |subset: &str| json!({"host": "web", "subsets": [{"name": subset, "labels": {"version": subset}}]});
-    let for_some = |subset: &str| {
-        let mut spec = rule(subset);
-        spec["workloadSelector"] = json!({"matchLabels": {"app": "client"}});
-        spec
-    };
-    // The rule for all clients, and the one for some.
-    let revisions = |mesh: &Mesh| -> (Revision, Revision) {
-        let find = |labels: &Labels| {
-            let host = "web.shop.svc.cluster.local";
-            mesh.destination_rules
-                .find(host, "shop", "istio-system", "shop", labels)
-                .unwrap()
-                .revision
-        };
-        (find(&Labels::new()), find(&Labels::from([("app".to_owned(), "client".to_owned())])))
-    };
     world.apply("DestinationRule", "a", 0, rule("v1"));
     world.apply("DestinationRule", "b", 1, rule("v2"));
-    world.apply("DestinationRule", "c", 2, for_some("v1"));
-    let before = revisions(&world.apply("DestinationRule", "d", 3, for_some("v2")));
-    assert_ne!(before.0, before.1);
+    world.apply("DestinationRule", "c", 2, selecting_rule("v1"));
+    let before = rule_revisions(&world.apply("DestinationRule", "d", 3, selecting_rule("v2")));
+    assert_ne!(before[0], before[1]);
 
-    let after = revisions(&world.apply("DestinationRule", "d", 3, for_some("v3")));
-    assert_eq!(after.0, before.0, "those for all clients are made from the same");
-    assert_ne!(after.1, before.1);
+    let after = rule_revisions(&world.apply("DestinationRule", "d", 3, selecting_rule("v3")));
+    assert_eq!(after[0], before[0], "those for all clients are made from the same");
+    assert_ne!(after[1], before[1]);
     let again =
-        revisions(&world.apply("DestinationRule", "elsewhere", 4, json!({"host": "other"})));
+        rule_revisions(&world.apply("DestinationRule", "elsewhere", 4, json!({"host": "other"})));
     assert_eq!(again, after);
-    let fewer = revisions(&world.delete(Kind::DestinationRule, "b"));
-    assert_ne!(fewer.0, after.0);
-    assert_eq!(fewer.1, after.1);
+    let fewer = rule_revisions(&world.delete(Kind::DestinationRule, "b"));
+    assert_ne!(fewer[0], after[0]);
+    assert_eq!(fewer[1], after[1]);
+}
+
+/// The VirtualService `root` with its delegates merged in.
+fn root(mesh: &Mesh) -> Arc<VirtualService> {
+    let key = ObjectKey::new(Kind::VirtualService, "shop", "root");
+    mesh.virtual_services.get(&key).unwrap().clone()
+}
+
+fn routes_to(host: &str) -> Value {
+    json!({"http": [{"route": [{"destination": {"host": host}}]}]})
 }
 
 #[test]
 fn virtual_services_with_delegates() {
     let mut world = World::new();
-    let of = |mesh: &Mesh| -> Arc<VirtualService> {
-        mesh.virtual_services
-            .get(&ObjectKey::new(Kind::VirtualService, "shop", "root"))
-            .unwrap()
-            .clone()
-    };
-    let to = |name: &str| json!({"http": [{"route": [{"destination": {"host": name}}]}]});
-    world.apply("VirtualService", "first", 0, to("one"));
-    let root = json!({"hosts": ["web"], "http": [
+    world.apply("VirtualService", "first", 0, routes_to("one"));
+    let spec = json!({"hosts": ["web"], "http": [
         {"match": [{"uri": {"prefix": "/a"}}], "delegate": {"name": "first"}}, {"delegate": {"name": "second"}}]});
-    let alone = of(&world.apply("VirtualService", "root", 1, root));
+    let alone = root(&world.apply("VirtualService", "root", 1, spec));
     assert_eq!((alone.http().count(), alone.dropped().len()), (1, 1));
-    let both = of(&world.apply("VirtualService", "second", 2, to("two")));
+    let both = root(&world.apply("VirtualService", "second", 2, routes_to("two")));
     assert_eq!((both.http().count(), both.dropped().len()), (2, 0));
     assert_ne!(both.revision, alone.revision);
-    let same = of(&world.apply(
+    let same = root(&world.apply(
         "VirtualService",
         "another",
         3,
-        json!({"hosts": ["other"], "http": to("x")["http"]}),
+        json!({"hosts": ["other"], "http": routes_to("x")["http"]}),
     ));
     assert_eq!(same.revision, both.revision);
-    let changed = of(&world.apply("VirtualService", "second", 2, to("three")));
+    let changed = root(&world.apply("VirtualService", "second", 2, routes_to("three")));
     assert_ne!(changed.revision, both.revision);
     // A delegate that must not be used differs from a missing one.
-    let gone = of(&world.delete(Kind::VirtualService, "second"));
-    let mut hidden = to("two");
+    let gone = root(&world.delete(Kind::VirtualService, "second"));
+    let mut hidden = routes_to("two");
     hidden["exportTo"] = json!(["elsewhere"]);
-    let hidden = of(&world.apply("VirtualService", "second", 2, hidden));
+    let hidden = root(&world.apply("VirtualService", "second", 2, hidden));
     assert_ne!((hidden.revision, hidden.dropped()), (gone.revision, gone.dropped()));
+}
+
+fn partner_entry(port: u16, address: &str) -> Value {
+    json!({"hosts": ["partner.example"], "resolution": "STATIC", "endpoints": [{"address": address}],
+        "ports": [{"number": port, "name": format!("http-{port}"), "protocol": "HTTP"}]})
+}
+
+fn partner(mesh: &Mesh) -> RegisteredService {
+    mesh.services["partner.example"][0].clone()
 }
 
 #[test]
 fn merged_service_entries() {
     let mut world = World::new();
-    let entry = |port: u16, address: &str| {
-        json!({"hosts": ["partner.example"], "resolution": "STATIC", "endpoints": [{"address": address}],
-            "ports": [{"number": port, "name": format!("http-{port}"), "protocol": "HTTP"}]})
-    };
-    let of = |mesh: &Mesh| -> RegisteredService { mesh.services["partner.example"][0].clone() };
-    world.apply("ServiceEntry", "a", 0, entry(80, "192.0.2.1"));
-    let both = of(&world.apply("ServiceEntry", "b", 1, entry(90, "192.0.2.2")));
+    world.apply("ServiceEntry", "a", 0, partner_entry(80, "192.0.2.1"));
+    let both = partner(&world.apply("ServiceEntry", "b", 1, partner_entry(90, "192.0.2.2")));
     assert_eq!(both.service.ports.len(), 2);
-    let moved = of(&world.apply("ServiceEntry", "b", 1, entry(90, "192.0.2.3")));
+    let moved = partner(&world.apply("ServiceEntry", "b", 1, partner_entry(90, "192.0.2.3")));
     assert_eq!(moved.service_revision, both.service_revision, "endpoints alone have changed");
     assert_ne!(moved.endpoints_revision, both.endpoints_revision);
-    let alone = of(&world.delete(Kind::ServiceEntry, "b"));
+    let alone = partner(&world.delete(Kind::ServiceEntry, "b"));
     let revisions =
         [&both, &moved, &alone].map(|known| (known.service_revision, known.endpoints_revision));
     assert!(revisions[2].0 != revisions[1].0 && revisions[2].1 != revisions[1].1, "{revisions:?}");

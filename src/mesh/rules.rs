@@ -141,9 +141,9 @@ impl VirtualService {
     /// returned again if it was made from the same revisions.
     pub(super) fn with_delegates<'a>(
         self: &Arc<Self>,
-        delegate_of: impl Fn(&str, &str) -> Option<&'a Arc<VirtualService>>,
         before: Option<&Arc<Self>>,
         domain: &str,
+        delegate_of: impl Fn(&str, &str) -> Option<&'a Arc<VirtualService>>,
     ) -> Arc<Self> {
         let routes = &self.spec().http;
         if routes.iter().all(|route| route.delegate.is_none()) {

@@ -399,8 +399,7 @@ mod tests {
         assert_eq!(Protocol::of(&port("http", None, 80, "UDP")), None);
     }
 
-    #[test]
-    fn only_the_word_none_makes_a_service_headless() {
+    fn resolution(cluster_ip: &str) -> Resolution {
         let meta = Meta {
             namespace: "shop".into(),
             name: "web".into(),
@@ -409,10 +408,12 @@ mod tests {
             age: api::Age { created: 0, order: 0 },
             generation: 0,
         };
-        let resolution = |cluster_ip: &str| {
-            let spec = api::Service { cluster_ip: cluster_ip.into(), ..Default::default() };
-            Service::from_kubernetes(&meta, &spec, None, "cluster.local").resolution
-        };
+        let spec = api::Service { cluster_ip: cluster_ip.into(), ..Default::default() };
+        Service::from_kubernetes(&meta, &spec, None, "cluster.local").resolution
+    }
+
+    #[test]
+    fn only_the_word_none_makes_a_service_headless() {
         assert_eq!(resolution("None"), Resolution::Passthrough);
         // The second is what people write into files.
         assert_eq!([resolution("10.96.0.10"), resolution("")], [Resolution::Endpoints; 2]);

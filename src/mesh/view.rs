@@ -70,21 +70,24 @@ impl<'a> ScopeView<'a> {
     pub fn new(mesh: &'a Mesh, scope: &'a Scope) -> Self {
         let sidecar = scope.sidecar.as_ref().and_then(|(key, _)| mesh.sidecars.get(key));
         let egress = sidecar.map_or(&[][..], |sidecar| sidecar.egress());
-        let rules_of = |listeners: Option<Vec<&'a Egress>>| {
-            VisibleVirtualServices::new(&mesh.virtual_services, &scope.namespace, listeners)
-        };
+        let (all, namespace) = (&*mesh.virtual_services, &*scope.namespace);
         let own_ports: BTreeSet<u16> = egress.iter().filter_map(|listener| listener.port).collect();
         let by_port = own_ports.iter().map(|port| {
             let listener = egress.iter().find(|listener| listener.port == Some(*port));
-            (*port, rules_of(Some(listener.into_iter().collect())))
+            let listeners = listener.into_iter().collect();
+            (*port, VisibleVirtualServices::new(all, namespace, Some(listeners)))
         });
-        let elsewhere = egress.iter().filter(|listener| listener.port.is_none());
+        let elsewhere = (!own_ports.is_empty()).then(|| {
+            let listeners = egress.iter().filter(|listener| listener.port.is_none()).collect();
+            VisibleVirtualServices::new(all, namespace, Some(listeners))
+        });
+        let listeners = (!egress.is_empty()).then(|| egress.iter().collect());
         Self {
             mesh,
             scope,
-            rules: rules_of((!egress.is_empty()).then(|| egress.iter().collect())),
+            rules: VisibleVirtualServices::new(all, namespace, listeners),
             by_port: by_port.collect(),
-            elsewhere: (!own_ports.is_empty()).then(|| rules_of(Some(elsewhere.collect()))),
+            elsewhere,
             outbound: sidecar.and_then(|sidecar| sidecar.outbound).unwrap_or(mesh.config.outbound),
             egress,
             own_ports,

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::Admin;
 use crate::api::ObjectKey;
+use crate::ca::Keeper;
 use crate::metrics::StatusMetrics;
 use crate::status::{self, ObjectSummary, Published, ReplicaAnswer, State, Summarizer};
 use crate::webhook::Issuer;
@@ -63,6 +64,8 @@ pub(crate) struct Replicas {
     pub connections: Arc<Connections>,
     /// Keeps the webhook's certificate while this replica is elected.
     pub issuer: Option<Issuer>,
+    /// Keeps the certificate authority while this replica is elected.
+    pub keeper: Option<Keeper>,
     /// What the other replicas answer.
     pub peers: PeerAnswers,
     /// The metrics.
@@ -77,12 +80,14 @@ impl Replicas {
         client: Client,
         options: StatusOptions,
         issuer: Option<Issuer>,
+        keeper: Option<Keeper>,
         admin: &Admin,
     ) -> Self {
         Self {
             client,
             options,
             issuer,
+            keeper,
             published: admin.published.clone(),
             ready: admin.ready.clone(),
             connections: admin.connections.clone(),
@@ -144,7 +149,12 @@ impl Replicas {
             ended = self.write(valid.clone()) => {
                 ended.map(|()| Some("the Lease has expired".to_owned()))
             }
-            () = self.issue(valid) => Ok(Some("the certificate is no longer kept".to_owned())),
+            () = self.issue(valid.clone()) => {
+                Ok(Some("the certificate is no longer kept".to_owned()))
+            }
+            () = self.keep_authority(valid) => {
+                Ok(Some("the certificate authority is no longer kept".to_owned()))
+            }
         }
     }
 
@@ -160,6 +170,14 @@ impl Replicas {
     async fn issue(&self, valid: watch::Receiver<tokio::time::Instant>) {
         match &self.issuer {
             Some(issuer) => issuer.run(valid).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Keeps the certificate authority while this replica is elected; waits for ever if there is none.
+    async fn keep_authority(&self, valid: watch::Receiver<tokio::time::Instant>) {
+        match &self.keeper {
+            Some(keeper) => keeper.run(valid).await,
             None => std::future::pending().await,
         }
     }

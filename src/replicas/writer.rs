@@ -514,6 +514,7 @@ mod tests {
             ready,
             connections: Arc::default(),
             issuer: None,
+            keeper: None,
             peers: PeerAnswers::new(None),
             metrics: StatusMetrics::default(),
             closing: tokio_util::sync::CancellationToken::new(),

@@ -90,15 +90,25 @@ impl World {
     /// Subsets and their effective shares in percent.
     fn split(&mut self) -> Vec<(String, i32)> {
         let to = self.effective();
-        let share = |destination: &HttpRouteDestination| {
-            whole_percent(share_of(&to, destination.destination.as_ref()))
-        };
-        to.iter().map(|item| (item.destination.clone().unwrap().subset, share(item))).collect()
+        to.iter()
+            .map(|item| {
+                let share = whole_percent(share_of(&to, item.destination.as_ref()));
+                (item.destination.clone().unwrap().subset, share)
+            })
+            .collect()
     }
 
     /// The effective weights.
     fn weights(&mut self) -> Vec<i32> {
         self.effective().iter().map(|to| to.weight).collect()
+    }
+
+    /// The revisions of the only VirtualService and of the only DestinationRule, and how many changes are held back.
+    fn revisions(&mut self) -> (Revision, Revision, usize) {
+        let mesh = self.builder.update(&self.store, &BTreeSet::new());
+        let (mesh, held) = self.guard.apply(mesh);
+        let rules = mesh.destination_rules.iter().next().unwrap().revision;
+        (mesh.virtual_services.iter().next().unwrap().revision, rules, held.len())
     }
 }
 
@@ -122,25 +132,31 @@ fn more_weight_for_an_empty_subset_waits_for_an_endpoint() {
     assert_eq!(world.split(), shares(&[("v1", 90), ("v2", 10)]));
 }
 
+/// The effective weights after a change from `old` to `new` while `v2` has no pod.
+fn held_weights(old: &[(&str, i32)], new: &[(&str, i32)]) -> Vec<i32> {
+    let mut world = World::new();
+    world.rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3"), ("v4", "v4")]);
+    world.pods(&[("v1", true), ("v3", true), ("v4", true)]);
+    world.route(old, "allow");
+    assert!(!world.route(new, "").is_empty());
+    world.weights()
+}
+
 #[test]
 fn held_weights_keep_the_sum_of_the_route_if_it_can_express_them() {
-    let held_at = |old: &[(&str, i32)], new: &[(&str, i32)]| -> Vec<i32> {
-        let mut world = World::new();
-        world.rule(&[("v1", "v1"), ("v2", "v2"), ("v3", "v3"), ("v4", "v4")]);
-        world.pods(&[("v1", true), ("v3", true), ("v4", true)]);
-        world.route(old, "allow");
-        assert!(!world.route(new, "").is_empty());
-        world.weights()
-    };
     let from = [("v1", 100), ("v2", 0)];
-    assert_eq!(held_at(&from, &[("v1", 90), ("v2", 10)]), [100, 0]);
-    assert_eq!(held_at(&[("v1", 95), ("v2", 5)], &[("v1", 700), ("v2", 300)]), [950, 50]);
+    assert_eq!(held_weights(&from, &[("v1", 90), ("v2", 10)]), [100, 0]);
+    assert_eq!(held_weights(&[("v1", 95), ("v2", 5)], &[("v1", 700), ("v2", 300)]), [950, 50]);
     let thirds = [("v1", 30), ("v2", 10), ("v3", 30), ("v4", 30)];
-    assert_eq!(held_at(&from, &thirds), [34, 0, 33, 33], "what rounding leaves goes to the first");
+    assert_eq!(
+        held_weights(&from, &thirds),
+        [34, 0, 33, 33],
+        "what rounding leaves goes to the first"
+    );
     // A sum too small for the shares, and a held share that is no whole number of the sum.
-    assert_eq!(held_at(&from, &[("v1", 1), ("v2", 1), ("v3", 1)]), [5000, 0, 5000]);
-    assert_eq!(held_at(&[("v1", 199), ("v2", 1)], &[("v1", 90), ("v2", 10)]), [9950, 50]);
-    assert_eq!(held_at(&from, &[("v1", i32::MAX), ("v2", i32::MAX)]), [10_000, 0]);
+    assert_eq!(held_weights(&from, &[("v1", 1), ("v2", 1), ("v3", 1)]), [5000, 0, 5000]);
+    assert_eq!(held_weights(&[("v1", 199), ("v2", 1)], &[("v1", 90), ("v2", 10)]), [9950, 50]);
+    assert_eq!(held_weights(&from, &[("v1", i32::MAX), ("v2", i32::MAX)]), [10_000, 0]);
 }
 
 #[test]
@@ -202,54 +218,50 @@ fn entries_for_one_destination_are_held_back_together() {
     assert_eq!(world.split(), shares(&[("v1", 80), ("v2", 20), ("v1", 80), ("v2", 20)]));
 }
 
+fn virtual_service(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "spec": spec,
+            "metadata": {"name": name, "namespace": "shop"}})
+}
+
+fn route_with_weights(v1: i32, v2: i32) -> Value {
+    json!({"http": [{"route": [
+        {"destination": {"host": "web", "subset": "v1"}, "weight": v1},
+        {"destination": {"host": "web", "subset": "v2"}, "weight": v2}]}]})
+}
+
 #[test]
 fn weight_in_a_delegate_is_held_back_in_its_root() {
     let mut world = World::new();
-    let object = |name: &str, spec: Value| {
-        json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "spec": spec,
-                "metadata": {"name": name, "namespace": "shop"}})
-    };
-    let to = |weights: [i32; 2]| {
-        let to = |n: usize| json!({"destination": {"host": "web", "subset": format!("v{}", n + 1)}, "weight": weights[n]});
-        json!({"http": [{"route": [to(0), to(1)]}]})
-    };
-    world.apply(object("leaf", to([100, 0])));
-    world
-        .apply(object("root", json!({"hosts": ["web"], "http": [{"delegate": {"name": "leaf"}}]})));
-    world.apply(object(
-        "other",
-        json!({"hosts": ["other"], "http": [{"delegate": {"name": "leaf"}}]}),
-    ));
-    let held = world.apply(object("leaf", to([90, 10])));
-    let key = |name: &str| ObjectKey::new(Kind::VirtualService, "shop", name);
+    world.apply(virtual_service("leaf", route_with_weights(100, 0)));
+    for (name, host) in [("root", "web"), ("other", "other")] {
+        let spec = json!({"hosts": [host], "http": [{"delegate": {"name": "leaf"}}]});
+        world.apply(virtual_service(name, spec));
+    }
+    let held = world.apply(virtual_service("leaf", route_with_weights(90, 10)));
+    let [leaf, other, root] =
+        ["leaf", "other", "root"].map(|name| ObjectKey::new(Kind::VirtualService, "shop", name));
     assert_eq!(held.len(), 1, "{held:?}");
-    assert_eq!((&held[0].object, &*held[0].field), (&key("leaf"), "spec.http[0].route[1]"));
-    assert_eq!(held[0].roots, [key("other"), key("root")]);
+    assert_eq!((&held[0].object, &*held[0].field), (&leaf, "spec.http[0].route[1]"));
+    assert_eq!(held[0].roots, [other, root]);
 }
 
 #[test]
 fn an_overlay_keeps_its_revision_until_it_changes() {
     let mut world = World::new();
-    let revisions = |world: &mut World| {
-        let mesh = world.builder.update(&world.store, &BTreeSet::new());
-        let (mesh, held) = world.guard.apply(mesh);
-        let rules = mesh.destination_rules.iter().next().unwrap().revision;
-        (mesh.virtual_services.iter().next().unwrap().revision, rules, held.len())
-    };
     world.route(&[("v1", 100), ("v2", 0)], "");
     world.route(&[("v1", 90), ("v2", 10)], "");
     world.rule(&[("v1", "v3"), ("v2", "v2")]);
-    let held = revisions(&mut world);
+    let held = world.revisions();
     assert_eq!(held.2, 2);
     // A pod that does not affect what is held back.
     world.pods(&[("v1", true), ("v2", false)]);
-    assert_eq!(revisions(&mut world), held);
+    assert_eq!(world.revisions(), held);
     world.route(&[("v1", 80), ("v2", 20)], "");
     world.rule(&[("v1", "v4"), ("v2", "v2")]);
-    let changed = revisions(&mut world);
+    let changed = world.revisions();
     assert!(changed.0 != held.0 && changed.1 != held.1 && changed.2 == 2, "{changed:?}");
     world.pods(&[("v2", true), ("v4", true)]);
-    let free = revisions(&mut world);
+    let free = world.revisions();
     assert!(free.0 != changed.0 && free.1 != changed.1 && free.2 == 0, "{free:?}");
 }
 

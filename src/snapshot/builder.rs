@@ -136,13 +136,13 @@ impl SnapshotBuilder {
         self.scopes.remove(scope);
         let family = family(scope);
         for namespace in [Some(scope.namespace.clone()), None] {
-            let fits = |other: &&Scope| {
-                self::family(other) == family
-                    && namespace.as_ref().is_none_or(|namespace| other.namespace == *namespace)
-            };
             let key = (family.clone(), namespace.clone());
             if self.bases.get(&key) == Some(scope) {
-                match self.scopes.keys().find(fits) {
+                let other = self.scopes.keys().find(|other| {
+                    self::family(other) == family
+                        && namespace.as_ref().is_none_or(|namespace| other.namespace == *namespace)
+                });
+                match other {
                     Some(other) => self.bases.insert(key, other.clone()),
                     None => self.bases.remove(&key),
                 };

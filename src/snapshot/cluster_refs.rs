@@ -120,28 +120,29 @@ mod tests {
     use crate::translate::listener::{outbound, virtual_inbound};
     use crate::translate::listener_plan::ListenerPlan;
     use crate::translate::tcp::{Chain, Target};
+    use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 
     fn names(cluster_refs: &ClusterRefs) -> Vec<&str> {
         cluster_refs.iter().map(|name| &**name).collect()
     }
 
-    #[test]
-    fn a_virtual_host_references_plain_weighted_and_mirror_clusters_once_each() {
-        use route::route_action::{ClusterSpecifier, RequestMirrorPolicy};
-        let to = |specifier, copies: &[&str]| route::Route {
+    fn route_to(cluster_specifier: ClusterSpecifier, mirrors: &[&str]) -> route::Route {
+        let mirrors = mirrors.iter().map(|name| route::route_action::RequestMirrorPolicy {
+            cluster: (*name).to_owned(),
+            ..Default::default()
+        });
+        route::Route {
             action: Some(route::route::Action::Route(route::RouteAction {
-                cluster_specifier: Some(specifier),
-                request_mirror_policies: copies
-                    .iter()
-                    .map(|name| RequestMirrorPolicy {
-                        cluster: (*name).to_owned(),
-                        ..Default::default()
-                    })
-                    .collect(),
+                cluster_specifier: Some(cluster_specifier),
+                request_mirror_policies: mirrors.collect(),
                 ..Default::default()
             })),
             ..Default::default()
-        };
+        }
+    }
+
+    #[test]
+    fn a_virtual_host_references_plain_weighted_and_mirror_clusters_once_each() {
         let weighted = route::WeightedCluster {
             clusters: ["c", "a"]
                 .map(|name| route::weighted_cluster::ClusterWeight {
@@ -153,9 +154,9 @@ mod tests {
         };
         let host = route::VirtualHost {
             routes: vec![
-                to(ClusterSpecifier::Cluster("b".into()), &["d"]),
-                to(ClusterSpecifier::WeightedClusters(weighted), &["b"]),
-                to(ClusterSpecifier::ClusterHeader("x-where".into()), &[]),
+                route_to(ClusterSpecifier::Cluster("b".into()), &["d"]),
+                route_to(ClusterSpecifier::WeightedClusters(weighted), &["b"]),
+                route_to(ClusterSpecifier::ClusterHeader("x-where".into()), &[]),
             ],
             ..Default::default()
         };

@@ -108,13 +108,14 @@ impl Domains {
     /// The virtual host of a name without the domains that another keeps; `None` if no domain is left.
     fn resolved(&self, name: &Arc<str>) -> Option<Arc<EncodedVirtualHost>> {
         let claim = self.claims.get(name)?;
-        let comes_first = |other: &Arc<str>| {
-            let rank = self.claims.get(other).map(|other| &other.rank);
-            other != name && rank.is_some_and(|rank| (rank, other) < (&claim.rank, name))
-        };
         let domains = claim.host.domains.iter();
         let taken: BTreeSet<String> = domains
-            .filter(|domain| self.wanting(domain).iter().any(comes_first))
+            .filter(|domain| {
+                self.wanting(domain).iter().any(|other| {
+                    let rank = self.claims.get(other).map(|other| &other.rank);
+                    other != name && rank.is_some_and(|rank| (rank, other) < (&claim.rank, name))
+                })
+            })
             .map(|domain| domain.to_ascii_lowercase())
             .collect();
         if taken.is_empty() {

@@ -16,7 +16,11 @@ use crate::translate::service_cluster_name;
 pub(crate) fn empty_endpoints(cluster: &str) -> Arc<Resource> {
     let assignment =
         ClusterLoadAssignment { cluster_name: cluster.to_owned(), ..Default::default() };
-    Resource::new(cluster, assignment.encode_to_vec().into(), Arc::default())
+    encoded_resource(cluster, &assignment)
+}
+
+fn encoded_resource(name: &str, message: &impl Message) -> Arc<Resource> {
+    Resource::new(name, message.encode_to_vec().into(), Arc::default())
 }
 
 impl Resource {
@@ -80,8 +84,7 @@ impl Snapshot {
         name.clone_into(&mut cluster.name);
         let mut endpoints = ClusterLoadAssignment::decode(&*endpoints.bytes()).ok()?;
         name.clone_into(&mut endpoints.cluster_name);
-        let encoded = |bytes: Vec<u8>| Resource::new(name, bytes.into(), Arc::default());
-        Some((encoded(cluster.encode_to_vec()), encoded(endpoints.encode_to_vec())))
+        Some((encoded_resource(name, &cluster), encoded_resource(name, &endpoints)))
     }
 }
 
@@ -90,24 +93,39 @@ mod tests {
     use super::*;
     use envoy_types::pb::envoy::config::endpoint::v3::{LbEndpoint, LocalityLbEndpoints};
 
+    fn assignment(endpoints: Vec<LocalityLbEndpoints>) -> Arc<Resource> {
+        let message =
+            ClusterLoadAssignment { cluster_name: "a".to_owned(), endpoints, ..Default::default() };
+        encoded_resource("a", &message)
+    }
+
+    /// An assignment whose localities have so many endpoints.
+    fn with_counts(counts: &[usize]) -> Arc<Resource> {
+        let localities = counts.iter().map(|count| LocalityLbEndpoints {
+            lb_endpoints: vec![LbEndpoint::default(); *count],
+            priority: 1,
+            ..Default::default()
+        });
+        assignment(localities.collect())
+    }
+
+    /// An assignment with one endpoint for each of these states.
+    fn with_health(all: &[HealthStatus]) -> Arc<Resource> {
+        let endpoints = all
+            .iter()
+            .map(|health| LbEndpoint { health_status: *health as i32, ..Default::default() });
+        assignment(vec![LocalityLbEndpoints {
+            lb_endpoints: endpoints.collect(),
+            ..Default::default()
+        }])
+    }
+
     #[test]
     fn an_assignment_has_endpoints_if_any_locality_has_one() {
-        let with = |groups: &[usize]| {
-            let group = |count: &usize| LocalityLbEndpoints {
-                lb_endpoints: vec![LbEndpoint::default(); *count],
-                priority: 1,
-                ..Default::default()
-            };
-            let assignment = ClusterLoadAssignment {
-                cluster_name: "a".to_owned(),
-                endpoints: groups.iter().map(group).collect(),
-                ..Default::default()
-            };
-            let bytes = assignment.encode_to_vec().into();
-            Resource::new("a", bytes, Arc::default()).has_endpoints()
-        };
-        assert!(!with(&[]) && !with(&[0]) && !with(&[0, 0]));
-        assert!(with(&[1]) && with(&[0, 2]));
+        for empty in [&[][..], &[0], &[0, 0]] {
+            assert!(!with_counts(empty).has_endpoints(), "{empty:?}");
+        }
+        assert!(with_counts(&[1]).has_endpoints() && with_counts(&[0, 2]).has_endpoints());
         assert!(!empty_endpoints("a").has_endpoints());
         // Undecodable bytes may be endpoints.
         let cut = Resource::new("a", bytes::Bytes::from_static(&[18, 9, 1]), Arc::default());
@@ -116,22 +134,6 @@ mod tests {
 
     #[test]
     fn only_endpoints_that_are_not_known_to_fail_take_requests() {
-        let with = |all: &[HealthStatus]| {
-            let endpoint = |health: &HealthStatus| LbEndpoint {
-                health_status: *health as i32,
-                ..Default::default()
-            };
-            let locality = LocalityLbEndpoints {
-                lb_endpoints: all.iter().map(endpoint).collect(),
-                ..Default::default()
-            };
-            let assignment = ClusterLoadAssignment {
-                cluster_name: "a".to_owned(),
-                endpoints: vec![locality],
-                ..Default::default()
-            };
-            Resource::new("a", assignment.encode_to_vec().into(), Arc::default())
-        };
         let (healthy, unhealthy) = (HealthStatus::Healthy, HealthStatus::Unhealthy);
         for (all, takes_requests) in [
             (&[][..], false),
@@ -140,8 +142,8 @@ mod tests {
             (&[HealthStatus::Unknown], true),
             (&[HealthStatus::Draining], false),
         ] {
-            assert_eq!(with(all).takes_requests(), takes_requests, "{all:?}");
-            assert_eq!(with(all).has_endpoints(), !all.is_empty());
+            assert_eq!(with_health(all).takes_requests(), takes_requests, "{all:?}");
+            assert_eq!(with_health(all).has_endpoints(), !all.is_empty());
         }
     }
 }

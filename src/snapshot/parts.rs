@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use envoy_types::pb::envoy::config::cluster::v3::Cluster;
-use envoy_types::pb::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use envoy_types::pb::envoy::config::listener::v3::Listener;
 use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::google::protobuf::{BoolValue, UInt32Value};
@@ -17,12 +16,12 @@ use super::validator::{OmittedResources, OutputValidator};
 use super::{ClusterRefs, EncodedVirtualHost, Resource};
 use crate::api::{Kind, ObjectKey};
 use crate::mesh::{
-    Families, Host, InboundPort, Interception, Port, Registry, ScopeView, Service, VirtualService,
-    VisibleService, name_and_namespace,
+    DestinationRule, Families, Host, InboundPort, Interception, Port, Registry, ScopeView, Service,
+    VirtualService, VisibleService, name_and_namespace,
 };
 use crate::revision::Revision;
 use crate::translate::listener_plan::{self, ListenerPlan};
-use crate::translate::route::{Context, ResolvedDestination};
+use crate::translate::route::Context;
 use crate::translate::{cluster, context, default_cluster, endpoint, listener, virtual_host};
 
 /// Deterministic counters of the work done.
@@ -103,6 +102,25 @@ struct ServiceKey {
     families: Families,
     /// What depends on the client's locality.
     place: endpoint::Place,
+}
+
+impl ServiceKey {
+    /// `place` is `None` if the result has no endpoints.
+    fn new(
+        seen: &VisibleService<'_>,
+        rule: Option<&DestinationRule>,
+        families: Families,
+        place: Option<endpoint::Place>,
+    ) -> Self {
+        Self {
+            service: seen.known.service_revision,
+            endpoints: place.as_ref().map(|_| seen.known.endpoints_revision),
+            rule: rule.map(|rule| rule.revision),
+            only: seen.only().cloned(),
+            families,
+            place: place.unwrap_or_default(),
+        }
+    }
 }
 
 /// The inputs of a virtual host, apart from the services its routes reference (see [`CachedVirtualHost::lookups`]).
@@ -239,37 +257,25 @@ impl Parts {
         let rule = view.destination_rule(known).map(|rule| &**rule);
         let context = context::Context { config: &view.mesh.config, scope, known, rule };
         let place = endpoint::Place::new(&known.service, rule, scope);
-        let key = |with_endpoints: bool| ServiceKey {
-            service: known.service_revision,
-            endpoints: with_endpoints.then_some(known.endpoints_revision),
-            rule: rule.map(|rule| rule.revision),
-            only: seen.only().cloned(),
-            families: scope.families,
-            place: if with_endpoints { place.clone() } else { endpoint::Place::default() },
-        };
-        let with_endpoints = cluster::embeds_endpoints(&known.service, rule);
-        let objects = || {
-            provenance(
-                rule.iter()
-                    .flat_map(|rule| rule.keys.iter().cloned())
-                    .chain([key_of(&known.service)]),
-            )
-        };
+        let embeds_endpoints = cluster::embeds_endpoints(&known.service, rule);
+        let clusters_key =
+            ServiceKey::new(seen, rule, scope.families, embeds_endpoints.then(|| place.clone()));
+        let endpoints_key = ServiceKey::new(seen, rule, scope.families, Some(place));
         let Self { hosts, in_hosts, counts, .. } = self;
         let parts = hosts.entry(known.service.host.clone()).or_default();
         let before = parts.len();
-        let clusters = parts.clusters.entry(key(with_endpoints)).or_insert_with(|| {
+        let clusters = parts.clusters.entry(clusters_key).or_insert_with(|| {
             Arc::new(Self::encode(counts, |validator| {
-                let objects = objects();
+                let objects = objects_of(&known.service, rule);
                 let all = seen.ports().flat_map(|port| cluster::outbound(port, context));
                 all.filter_map(|cluster| encode_cluster(validator, &cluster, &objects)).collect()
             }))
         });
-        let endpoints = parts.endpoints.entry(key(true)).or_insert_with(|| {
+        let endpoints = parts.endpoints.entry(endpoints_key).or_insert_with(|| {
             Arc::new(Self::encode(counts, |validator| {
-                let objects = objects();
+                let objects = objects_of(&known.service, rule);
                 let all = seen.ports().flat_map(|port| endpoint::outbound(port, context));
-                let encode = |assignment: ClusterLoadAssignment| {
+                let encoded = all.map(|assignment| {
                     // Clusters and their endpoints share names, which takes less memory and time to compare.
                     let name = &assignment.cluster_name;
                     let cluster = clusters.resources.iter().find(|cluster| *cluster.name == **name);
@@ -280,8 +286,8 @@ impl Parts {
                         validator.checked_assignment(assignment, objects.first()),
                         objects.clone(),
                     )
-                };
-                all.map(encode).collect()
+                });
+                encoded.collect()
             }))
         });
         let made = (clusters.clone(), endpoints.clone());
@@ -341,16 +347,21 @@ impl Parts {
             return Vec::new();
         }
         let Self { inbound_listeners, counts, .. } = self;
-        let mut encode = |listener: Listener| {
-            Arc::new(Self::encode(counts, |validator| {
-                encode_listener(validator, listener, Provenance::default()).into_iter().collect()
-            }))
-        };
-        let outbound = encode(listener::virtual_outbound(&default_cluster(view), scope.families));
-        let inbound = inbound_listeners
-            .entry((scope.inbound.clone(), scope.families))
-            .or_insert_with(|| encode(listener::virtual_inbound(&scope.inbound, scope.families)));
+        let outbound = listener::virtual_outbound(&default_cluster(view), scope.families);
+        let outbound = Self::encode_redirected(counts, outbound);
+        let inbound =
+            inbound_listeners.entry((scope.inbound.clone(), scope.families)).or_insert_with(|| {
+                let inbound = listener::virtual_inbound(&scope.inbound, scope.families);
+                Self::encode_redirected(counts, inbound)
+            });
         vec![outbound, inbound.clone()]
+    }
+
+    /// A listener for redirected traffic, which no object defines.
+    fn encode_redirected(counts: &mut WorkCounts, listener: Listener) -> Arc<Encoded> {
+        Arc::new(Self::encode(counts, |validator| {
+            encode_listener(validator, listener, Provenance::default()).into_iter().collect()
+        }))
     }
 
     /// The virtual host of a service's port.
@@ -408,30 +419,25 @@ impl Parts {
         make: impl FnOnce(&Context<'_>) -> Option<virtual_host::TranslatedVirtualHost>,
     ) -> Arc<CachedVirtualHost> {
         let view = wanted.view;
-        let revisions = |host: &str| {
-            let known = view.service(host)?.known;
-            Some((known.service_revision, view.destination_rule(known).map(|rule| rule.revision)))
-        };
         let parts = self.hosts.entry(host.clone()).or_default();
         if let Some(part) = parts.virtual_hosts.get(&key)
-            && part.lookups.iter().all(|(host, seen)| revisions(host) == *seen)
+            && part.lookups.iter().all(|(host, seen)| find_revisions(view, host) == *seen)
         {
             return part.clone();
         }
         // Recording every lookup of the translation ensures that a change to any of them invalidates the result.
         let lookups = Mutex::new(Vec::new());
-        let lookup = |host: &str| -> Option<ResolvedDestination> {
-            if let Ok(mut lookups) = lookups.lock() {
-                lookups.push((Host::from(host), revisions(host)));
-            }
-            let known = view.service(host)?.known;
-            Some((known.service.clone(), view.destination_rule(known).cloned()))
-        };
         let context = Context {
             config: &view.mesh.config,
             scope: view.scope,
             port: wanted.port,
-            service: &lookup,
+            service: &|host| {
+                if let Ok(mut lookups) = lookups.lock() {
+                    lookups.push((Host::from(host), find_revisions(view, host)));
+                }
+                let known = view.service(host)?.known;
+                Some((known.service.clone(), view.destination_rule(known).cloned()))
+            },
         };
         let mut validator = OutputValidator::default();
         let encoded = make(&context).and_then(|made| {
@@ -473,6 +479,17 @@ impl VirtualHostInput<'_> {
                 .then(|| (self.view.scope.namespace.clone(), self.view.scope.labels.clone())),
         }
     }
+}
+
+fn find_revisions(view: &ScopeView<'_>, host: &str) -> Option<FoundRevisions> {
+    let known = view.service(host)?.known;
+    Some((known.service_revision, view.destination_rule(known).map(|rule| rule.revision)))
+}
+
+/// The objects that a service's clusters and endpoints are made from.
+fn objects_of(service: &Service, rule: Option<&DestinationRule>) -> Provenance {
+    let rules = rule.iter().flat_map(|rule| rule.keys.iter().cloned());
+    provenance(rules.chain([key_of(service)]))
 }
 
 /// The object that defines a service.

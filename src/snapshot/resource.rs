@@ -342,6 +342,10 @@ mod tests {
 
     use super::*;
 
+    fn name(n: u32) -> String {
+        format!("name-{n:03}")
+    }
+
     proptest! {
         #[test]
         fn a_cursor_finds_what_a_search_finds(
@@ -349,14 +353,15 @@ mod tests {
             mut asked in proptest::collection::vec(0..200_u32, 0..200),
             sorted: bool,
         ) {
-            let name = |n: &u32| format!("name-{n:03}");
-            let new = |n| Resource::new(name(n), Bytes::new(), Provenance::default());
-            let resources: Resources = present.iter().map(new).collect();
+            let resources: Resources = present
+                .into_iter()
+                .map(|n| Resource::new(name(n), Bytes::new(), Provenance::default()))
+                .collect();
             if sorted {
                 asked.sort_unstable();
             }
             let mut cursor = resources.cursor();
-            for n in &asked {
+            for n in asked {
                 prop_assert_eq!(cursor.get(&name(n)), resources.get(&name(n)));
             }
         }

@@ -269,27 +269,31 @@ mod tests {
         Arc::new(EncodedVirtualHost::new(host, Provenance::default()))
     }
 
-    #[test]
-    fn a_virtual_host_has_the_same_bytes_in_any_order_of_its_maps() {
-        let filter = |name: &str| {
+    /// A virtual host whose route has a new map of filters.
+    fn host_with_filters() -> route::VirtualHost {
+        let filters = ["cors", "fault", "lua"].map(|name| {
             let value = format!("of {name}").into_bytes();
             (name.to_owned(), Any { value, ..Any::default() })
-        };
-        let made = || route::VirtualHost {
+        });
+        route::VirtualHost {
             name: "a".into(),
             routes: vec![route::Route {
                 name: "r".into(),
-                typed_per_filter_config: ["cors", "fault", "lua"].map(filter).into(),
+                typed_per_filter_config: filters.into(),
                 ..Default::default()
             }],
             include_request_attempt_count: true,
             ..Default::default()
-        };
-        let first = EncodedVirtualHost::new(made(), Provenance::default());
+        }
+    }
+
+    #[test]
+    fn a_virtual_host_has_the_same_bytes_in_any_order_of_its_maps() {
+        let first = EncodedVirtualHost::new(host_with_filters(), Provenance::default());
         let read = route::RouteConfiguration::decode(first.field.clone()).unwrap();
-        assert_eq!(read.virtual_hosts, [made()]);
+        assert_eq!(read.virtual_hosts, [host_with_filters()]);
         for _ in 0..20 {
-            let other = EncodedVirtualHost::new(made(), Provenance::default());
+            let other = EncodedVirtualHost::new(host_with_filters(), Provenance::default());
             assert_eq!(first.field, other.field);
         }
     }

@@ -75,14 +75,15 @@ impl RuntimeWeights {
 
     /// The clusters that get requests by `old`, of the same virtual host, and none by `self`.
     pub(crate) fn emptied_since(&self, old: &Self) -> BTreeSet<&str> {
-        let receiving = |of: &'_ Self| -> BTreeSet<Arc<str>> {
-            let weights = of.clusters.iter().zip(of.values.iter());
-            weights.filter(|(_, (_, weight))| *weight > 0).map(|(name, _)| name.clone()).collect()
-        };
-        let (before, now) = (receiving(old), receiving(self));
-        let gone =
-            self.clusters.iter().filter(|name| before.contains(*name) && !now.contains(*name));
-        gone.map(|name| &**name).collect()
+        let (before, now) = (old.receiving(), self.receiving());
+        let gone = self.clusters.iter().map(|name| &**name);
+        gone.filter(|name| before.contains(name) && !now.contains(name)).collect()
+    }
+
+    /// The clusters that get requests.
+    fn receiving(&self) -> BTreeSet<&str> {
+        let weights = self.clusters.iter().zip(self.values.iter());
+        weights.filter(|(_, (_, weight))| *weight > 0).map(|(name, _)| &**name).collect()
     }
 
     /// Runtime keys and their weights.
@@ -143,8 +144,12 @@ mod tests {
     }
 
     fn weights(timeout: i64, weights: &[(&str, u32)]) -> RuntimeWeights {
-        let hash = |host: route::VirtualHost| xxh3_64(&host.encode_to_vec());
-        RuntimeWeights::complete(&mut host(timeout, weights), hash).unwrap()
+        let mut host = host(timeout, weights);
+        RuntimeWeights::complete(&mut host, |host| xxh3_64(&host.encode_to_vec())).unwrap()
+    }
+
+    fn keys(weights: &RuntimeWeights) -> Vec<&str> {
+        weights.values().map(|(key, _)| &**key).collect()
     }
 
     #[test]
@@ -162,9 +167,6 @@ mod tests {
 
     #[test]
     fn the_keys_of_one_version_never_apply_to_another() {
-        let keys = |of: &RuntimeWeights| -> Vec<String> {
-            of.values().map(|(key, _)| key.to_string()).collect()
-        };
         let (old, same) =
             (weights(1, &[("v1", 90), ("v2", 10)]), weights(1, &[("v1", 1), ("v2", 99)]));
         assert_eq!(keys(&old), keys(&same));

@@ -157,17 +157,14 @@ impl ScopeResources {
         new: Arc<[Arc<Encoded>]>,
     ) {
         let old = self.listeners.get(&port).cloned().unwrap_or_default();
-        let all = |parts: &[Arc<Encoded>]| Encoded {
-            resources: parts.iter().flat_map(|part| part.resources.iter().cloned()).collect(),
-            left: parts.iter().flat_map(|part| part.left.iter().cloned()).collect(),
-            asks_for: None,
-        };
         let owner = format!("listeners {port:?}");
-        self.replace(&owner, &Arc::new(all(&old)), &Arc::new(all(&new)), ResourceType::Listener);
-        let asked = |parts: &[Arc<Encoded>]| -> Vec<Arc<str>> {
-            parts.iter().filter_map(|part| part.asks_for.clone()).collect()
-        };
-        self.ask(view, &asked(&old), &asked(&new));
+        self.replace(
+            &owner,
+            &Arc::new(merged(&old)),
+            &Arc::new(merged(&new)),
+            ResourceType::Listener,
+        );
+        self.ask(view, &asked_configurations(&old), &asked_configurations(&new));
         if new.is_empty() {
             self.listeners.remove(&port);
         } else {
@@ -264,10 +261,9 @@ impl ScopeResources {
             old.iter().map(|placed| &placed.configuration).collect();
         configurations.extend(new.iter().map(|placed| &placed.configuration));
         for name in configurations {
-            let within =
-                |list: &[Placed]| list.iter().find(|placed| placed.configuration == *name).cloned();
-            let (before, after) = (within(old), within(new));
-            let same = before.as_ref().zip(after.as_ref()).is_some_and(|(before, after)| {
+            let before = old.iter().find(|placed| placed.configuration == *name);
+            let after = new.iter().find(|placed| placed.configuration == *name);
+            let same = before.zip(after).is_some_and(|(before, after)| {
                 Arc::ptr_eq(&before.part, &after.part) && before.rank == after.rank
             });
             if same {
@@ -278,11 +274,10 @@ impl ScopeResources {
                 .get(name)
                 .cloned()
                 .unwrap_or_else(|| Configuration::new(view, name));
-            configuration.replace(before.as_ref(), after.as_ref());
-            let left = |placed: &Option<Placed>| {
-                placed.as_ref().map(|placed| placed.part.left.clone()).unwrap_or_default()
-            };
-            self.note_left_out(&format!("routes {name} {host}"), &left(&before), &left(&after));
+            configuration.replace(before, after);
+            let [left_before, left_after] = [before, after]
+                .map(|placed| placed.map(|placed| placed.part.left.clone()).unwrap_or_default());
+            self.note_left_out(&format!("routes {name} {host}"), &left_before, &left_after);
             self.publish(name, configuration);
         }
     }
@@ -315,11 +310,11 @@ impl Configuration {
     }
 
     fn replace(&mut self, old: Option<&Placed>, new: Option<&Placed>) {
-        let encoded = |placed: &Placed| placed.part.encoded.clone();
-        let claim = new
-            .and_then(|placed| Some(Claim { rank: placed.rank.clone(), host: encoded(placed)? }));
+        let claim = new.and_then(|placed| {
+            Some(Claim { rank: placed.rank.clone(), host: placed.part.encoded.clone()? })
+        });
         let name = claim.as_ref().map(|claim| claim.host.name.clone());
-        let old_name = old.and_then(encoded).map(|host| host.name.clone());
+        let old_name = old.and_then(|placed| Some(placed.part.encoded.as_ref()?.name.clone()));
         if let Some(gone) = old_name.filter(|old| Some(old) != name.as_ref()) {
             self.domains.set(&gone, None, &mut self.table);
         }
@@ -356,17 +351,14 @@ fn virtual_hosts(view: &ScopeView<'_>, host: &Host, parts: &mut Parts) -> Vec<Pl
                 Some(rule) => Rank::Ruled(view.rules_at(port.number).precedence(rule), true),
                 None => Rank::Plain,
             };
-            let mut place = |configuration: String, any_name: bool| {
+            let own = (port.protocol == Protocol::Unknown)
+                .then(|| (own_routes(&seen.known.service, port.number), true));
+            for (configuration, any_name) in
+                [(shared_routes(port.number), false)].into_iter().chain(own)
+            {
+                let configuration = configuration.into();
                 let part = parts.service_host(&wanted, &seen, port, any_name, &aliases);
-                found.push(Placed {
-                    configuration: configuration.into(),
-                    rank: rank.clone(),
-                    part,
-                });
-            };
-            place(shared_routes(port.number), false);
-            if port.protocol == Protocol::Unknown {
-                place(own_routes(&seen.known.service, port.number), true);
+                found.push(Placed { configuration, rank: rank.clone(), part });
             }
         }
     }
@@ -423,13 +415,28 @@ fn other_hosts(
 
 /// The HTTP ports of the services of a host, or of the hosts that a wildcard covers.
 fn ports_of(view: &ScopeView<'_>, name: &Host) -> BTreeSet<u16> {
-    let http = |seen: VisibleService<'_>| -> Vec<u16> {
-        seen.ports().filter(|port| port.protocol.may_be_http()).map(|port| port.number).collect()
-    };
     if is_wildcard(name) {
         let covered = view.mesh.services.keys().filter(|known| covers(name, known));
-        covered.filter_map(|host| view.callable_service(host)).flat_map(http).collect()
+        covered.filter_map(|host| view.callable_service(host)).flat_map(http_ports).collect()
     } else {
-        view.callable_service(name).into_iter().flat_map(http).collect()
+        view.callable_service(name).into_iter().flat_map(http_ports).collect()
     }
+}
+
+fn http_ports(seen: VisibleService<'_>) -> Vec<u16> {
+    seen.ports().filter(|port| port.protocol.may_be_http()).map(|port| port.number).collect()
+}
+
+/// All that the parts have together, except the route configurations that they ask for.
+fn merged(parts: &[Arc<Encoded>]) -> Encoded {
+    Encoded {
+        resources: parts.iter().flat_map(|part| part.resources.iter().cloned()).collect(),
+        left: parts.iter().flat_map(|part| part.left.iter().cloned()).collect(),
+        asks_for: None,
+    }
+}
+
+/// The route configurations that listeners ask for.
+fn asked_configurations(listeners: &[Arc<Encoded>]) -> Vec<Arc<str>> {
+    listeners.iter().filter_map(|part| part.asks_for.clone()).collect()
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::scope::Touched;
-use crate::mesh::{Host, Mesh, PortClass, Scope, Service, Visibility, name_and_namespace};
+use crate::mesh::{Host, Mesh, PortClass, Scope, Visibility, name_and_namespace};
 
 /// The hosts that distinguish scopes in one state of the mesh.
 #[derive(Debug, Default)]
@@ -39,8 +39,9 @@ impl Sensitivity {
                 );
             }
             let rules = mesh.destination_rules.all(host);
-            let placed = |service: &Service| service.preference.is_some() || service.node_local;
-            if list.iter().any(|known| placed(&known.service))
+            if list
+                .iter()
+                .any(|known| known.service.preference.is_some() || known.service.node_local)
                 || rules.iter().any(|rule| rule.looks_at_locality())
             {
                 this.by_place.insert(host.clone());
@@ -109,15 +110,16 @@ impl Sensitivity {
         hosts.extend(users);
         let mut ports = BTreeSet::new();
         for list in hosts.iter().filter_map(|host| mesh.services.get(host)) {
-            // The scopes may see different services for the same host. A Sidecar that refers to the proxy's own
-            // namespace may also select different ones.
-            let hidden = |service: &Service| {
-                a.sidecar.is_some() || list.len() > 1 || service.visibility != Visibility::Public
-            };
             for service in list.iter().map(|known| &known.service) {
-                let differs = |class: PortClass| class == PortClass::Other || hidden(service);
-                let differing =
-                    service.ports.iter().filter(|port| differs(PortClass::of(port.protocol)));
+                // The scopes may see different services for the same host. A Sidecar that refers to the proxy's own
+                // namespace may also select different ones.
+                let all_differ = a.sidecar.is_some()
+                    || list.len() > 1
+                    || service.visibility != Visibility::Public;
+                let differing = service
+                    .ports
+                    .iter()
+                    .filter(|port| all_differ || PortClass::of(port.protocol) == PortClass::Other);
                 ports.extend(differing.map(|port| port.number));
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{ResourceType, Snapshot, SnapshotBuilder, SnapshotCache};
+use super::{ResourceType, Snapshot, SnapshotBuilder, SnapshotCache, SnapshotSubscription};
 use crate::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy};
 use crate::source::loader::{Content, Loader};
 use crate::store::Store;
@@ -82,8 +82,10 @@ fn routes(snapshot: &Snapshot, virtual_host: &str) -> Vec<Value> {
 
 /// The clusters referenced by the routes of a virtual host, in order.
 fn destinations(snapshot: &Snapshot, virtual_host: &str) -> Vec<String> {
-    let cluster = |route: &Value| route["route"]["cluster"].as_str().unwrap_or("-").to_owned();
-    routes(snapshot, virtual_host).iter().map(cluster).collect()
+    routes(snapshot, virtual_host)
+        .iter()
+        .map(|route| route["route"]["cluster"].as_str().unwrap_or("-").to_owned())
+        .collect()
 }
 
 const WEB: &str = "web.shop.svc.cluster.local:80";
@@ -123,14 +125,16 @@ fn an_exact_host_without_http_takes_precedence_over_a_wildcard() {
     assert_eq!(destinations(&seen(&text), WEB), [web("")]);
 }
 
+/// Routes for `web` to a subset, exported to these namespaces.
+fn exported(namespaces: &str, subset: &str) -> String {
+    format!(
+        "{{hosts: [web.shop.svc.cluster.local], exportTo: [{namespaces}], http: [{{route: [{{destination: \
+         {{host: web.shop.svc.cluster.local, subset: {subset}}}}}]}}]}}"
+    )
+}
+
 #[test]
 fn private_objects_of_a_namespace_come_first() {
-    let exported = |to: &str, subset: &str| {
-        format!(
-            "{{hosts: [web.shop.svc.cluster.local], exportTo: [{to}], http: [{{route: [{{destination: \
-             {{host: web.shop.svc.cluster.local, subset: {subset}}}}}]}}]}}"
-        )
-    };
     let all = shop() + &rule("VirtualService", "all", "shop", 0, &exported("'*'", "all"));
     assert_eq!(destinations(&seen(&all), WEB), [web("all")]);
     let named = all + &rule("VirtualService", "named", "pay", 1, &exported("shop", "named"));
@@ -156,6 +160,12 @@ fn hosts_besides_a_service_are_routed_on_its_ports() {
     assert_eq!(destinations(&snapshot, "alone.example.com:80").len(), 1);
 }
 
+/// The domains of a virtual host in a route configuration, as JSON.
+fn domains(table: &Value, virtual_host: &str) -> String {
+    let mut hosts = table["virtualHosts"].as_array().unwrap().iter();
+    hosts.find(|host| host["name"] == virtual_host).unwrap()["domains"].to_string()
+}
+
 #[test]
 fn a_rule_for_a_short_name_takes_it_from_the_service() {
     let text = shop()
@@ -168,17 +178,10 @@ fn a_rule_for_a_short_name_takes_it_from_the_service() {
         );
     let snapshot = seen(&text);
     let table = resource(&snapshot, ResourceType::Route, "80");
-    let of = |name: &str| {
-        let host = table["virtualHosts"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|host| host["name"] == name)
-            .unwrap();
-        host["domains"].to_string()
-    };
-    assert_eq!(of("web.shop:80"), "[\"web.shop\"]");
-    assert!(of(WEB).contains("\"web\"") && !of(WEB).contains("\"web.shop\""), "{}", of(WEB));
+    assert_eq!(domains(&table, "web.shop:80"), "[\"web.shop\"]");
+    let web_domains = domains(&table, WEB);
+    assert!(web_domains.contains("\"web\""), "{web_domains}");
+    assert!(!web_domains.contains("\"web.shop\""), "{web_domains}");
     // An alias counts as a separate name too.
     let text = shop()
         + &object(
@@ -253,13 +256,14 @@ fn a_redirect_omits_the_default_port_of_its_scheme() {
     }
 }
 
+/// The configuration of Envoy's fault filter for an `HTTPFaultInjection`.
+fn fault(text: &str) -> Value {
+    let route = only_route(&format!("{{fault: {text}, route: [{{destination: {{host: web}}}}]}}"));
+    route["typedPerFilterConfig"]["envoy.filters.http.fault"].clone()
+}
+
 #[test]
 fn a_fault_without_a_percentage_affects_no_request() {
-    let fault = |text: &str| {
-        let route =
-            only_route(&format!("{{fault: {text}, route: [{{destination: {{host: web}}}}]}}"));
-        route["typedPerFilterConfig"]["envoy.filters.http.fault"].clone()
-    };
     let none = fault("{delay: {fixedDelay: 1s}, abort: {httpStatus: 500}}");
     for what in ["delay", "abort"] {
         assert!(none[what]["percentage"].get("numerator").is_none_or(|share| share == 0), "{none}");
@@ -268,10 +272,14 @@ fn a_fault_without_a_percentage_affects_no_request() {
     assert_eq!(whole["delay"]["percentage"]["numerator"], 70_000);
 }
 
+/// What the route replaces the authority with.
+fn authority(http: &str) -> Value {
+    only_route(http)["route"]["hostRewriteLiteral"].clone()
+}
+
 #[test]
 fn the_routes_authority_takes_precedence_over_its_destinations() {
     let to = "route: [{destination: {host: web}, headers: {request: {set: {host: inner}}}}]";
-    let authority = |http: &str| only_route(http)["route"]["hostRewriteLiteral"].clone();
     assert_eq!(authority(&format!("{{{to}}}")), "inner");
     assert_eq!(
         authority(&format!("{{headers: {{request: {{set: {{host: outer}}}}}}, {to}}}")),
@@ -330,8 +338,8 @@ fn retries_of_a_hashed_request_avoid_hosts_only_on_request() {
 }
 
 /// The connect timeout of `web`'s cluster shows which rule is used.
-fn timeout(text: &str, namespace: &str, labels: Value) -> Value {
-    let snapshot = seen_by(&mesh(text), &proxy(namespace, "client-0", labels));
+fn timeout(text: &str, namespace: &str, labels: &Value) -> Value {
+    let snapshot = seen_by(&mesh(text), &proxy(namespace, "client-0", labels.clone()));
     resource(&snapshot, ResourceType::Cluster, &web(""))["connectTimeout"].clone()
 }
 
@@ -344,23 +352,23 @@ fn timeout_rule(name: &str, namespace: &str, minute: u32, seconds: u32, more: &s
 
 #[test]
 fn destination_rules_are_looked_up_like_in_istio() {
-    let app = || json!({"app": "client"});
+    let app = json!({"app": "client"});
     let root = shop() + &timeout_rule("root", "istio-system", 0, 1, "");
-    assert_eq!(timeout(&root, "pay", app()), "1s");
+    assert_eq!(timeout(&root, "pay", &app), "1s");
     // A rule with a workload selector applies only in its own namespace, so other namespaces continue the lookup.
     let selecting = root.clone()
         + &timeout_rule("some", "shop", 1, 2, ", workloadSelector: {matchLabels: {app: client}}");
-    assert_eq!(timeout(&selecting, "pay", app()), "1s");
-    assert_eq!(timeout(&selecting, "shop", app()), "2s");
+    assert_eq!(timeout(&selecting, "pay", &app), "1s");
+    assert_eq!(timeout(&selecting, "shop", &app), "2s");
     // Other clients find no rule in that namespace.
-    assert_eq!(timeout(&selecting, "shop", json!({"app": "other"})), "10s");
+    assert_eq!(timeout(&selecting, "shop", &json!({"app": "other"})), "10s");
     let own = root + &timeout_rule("own", "shop", 1, 3, "");
-    assert_eq!(timeout(&own, "pay", app()), "3s");
+    assert_eq!(timeout(&own, "pay", &app), "3s");
     // An exported rule of the root namespace has no priority for proxies of that namespace.
-    assert_eq!(timeout(&own, "istio-system", app()), "3s");
+    assert_eq!(timeout(&own, "istio-system", &app), "3s");
     let private = own + &timeout_rule("private", "istio-system", 2, 4, ", exportTo: [.]");
-    assert_eq!(timeout(&private, "istio-system", app()), "4s");
-    assert_eq!(timeout(&private, "pay", app()), "3s");
+    assert_eq!(timeout(&private, "istio-system", &app), "4s");
+    assert_eq!(timeout(&private, "pay", &app), "3s");
 }
 
 #[test]
@@ -368,8 +376,8 @@ fn among_rules_with_different_visibility_the_newest_wins() {
     let text = shop()
         + &timeout_rule("all", "shop", 0, 1, "")
         + &timeout_rule("own", "shop", 1, 2, ", exportTo: [.]");
-    assert_eq!(timeout(&text, "shop", json!({})), "2s");
-    assert_eq!(timeout(&text, "pay", json!({})), "1s");
+    assert_eq!(timeout(&text, "shop", &json!({})), "2s");
+    assert_eq!(timeout(&text, "pay", &json!({})), "1s");
     // Rules with the same visibility are merged.
     let subset = rule("DestinationRule", "more", "shop", 2, "{host: web, subsets: [{name: v1}]}");
     let snapshot = seen_by(&mesh(&(text + &subset)), &proxy("pay", "client-0", json!({})));
@@ -380,10 +388,10 @@ fn among_rules_with_different_visibility_the_newest_wins() {
 fn only_the_most_specific_exported_host_applies() {
     let wildcard = "{host: '*.shop.svc.cluster.local', trafficPolicy: {connectionPool: {tcp: {connectTimeout: 5s}}}}";
     let text = shop() + &rule("DestinationRule", "all", "shop", 0, wildcard);
-    assert_eq!(timeout(&text, "pay", json!({})), "5s");
+    assert_eq!(timeout(&text, "pay", &json!({})), "5s");
     let text = text + &timeout_rule("exact", "shop", 1, 6, ", exportTo: [third]");
-    assert_eq!(timeout(&text, "third", json!({})), "6s");
-    assert_eq!(timeout(&text, "pay", json!({})), "10s");
+    assert_eq!(timeout(&text, "third", &json!({})), "6s");
+    assert_eq!(timeout(&text, "pay", &json!({})), "10s");
 }
 
 #[test]
@@ -436,41 +444,48 @@ fn a_port_with_its_own_egress_listener_is_handled_only_by_it() {
     );
 }
 
+/// The cluster for HTTP requests and connections to unknown hosts.
+fn cluster_for_unknown_hosts(sidecar: &str) -> String {
+    let text = shop()
+        + &service("out", "edge", "10.0.0.9", "{name: tcp, port: 8443}")
+        + &object("Sidecar", "default", "namespace: shop", sidecar);
+    let snapshot = seen(&text);
+    assert!(!destinations(&snapshot, WEB).is_empty());
+    let table = resource(&snapshot, ResourceType::Route, "80");
+    let mut hosts = table["virtualHosts"].as_array().unwrap().iter();
+    let all = hosts.find(|host| host["name"] == "allow_any").unwrap();
+    let http = all["routes"][0]["route"]["cluster"].as_str().unwrap().to_owned();
+    for name in ["virtualOutbound", "0.0.0.0_80"] {
+        let listener = resource(&snapshot, ResourceType::Listener, name);
+        let last = listener.get("defaultFilterChain").unwrap_or(&listener["filterChains"][1]);
+        assert_eq!(last["filters"][0]["typedConfig"]["cluster"].as_str(), Some(&*http), "{name}");
+    }
+    assert!(snapshot.get(ResourceType::Cluster).contains_key(&http));
+    http
+}
+
+fn sidecar_with_egress_proxy(port: u16) -> String {
+    format!(
+        "{{egress: [{{hosts: [./*]}}], outboundTrafficPolicy: {{mode: ALLOW_ANY, egressProxy: \
+         {{host: out.edge.svc.cluster.local, port: {{number: {port}}}}}}}}}"
+    )
+}
+
 #[test]
 fn unknown_hosts_go_through_the_egress_proxy() {
-    let through = |sidecar: &str| {
-        let text = shop()
-            + &service("out", "edge", "10.0.0.9", "{name: tcp, port: 8443}")
-            + &object("Sidecar", "default", "namespace: shop", sidecar);
-        let snapshot = seen(&text);
-        let last = destinations(&snapshot, WEB)
-            .first()
-            .map(|_| resource(&snapshot, ResourceType::Route, "80"))
-            .unwrap();
-        let hosts = last["virtualHosts"].as_array().unwrap().clone();
-        let all = hosts.iter().find(|host| host["name"] == "allow_any").unwrap();
-        let http = all["routes"][0]["route"]["cluster"].as_str().unwrap().to_owned();
-        for name in ["virtualOutbound", "0.0.0.0_80"] {
-            let listener = resource(&snapshot, ResourceType::Listener, name);
-            let last = listener.get("defaultFilterChain").unwrap_or(&listener["filterChains"][1]);
-            assert_eq!(
-                last["filters"][0]["typedConfig"]["cluster"].as_str(),
-                Some(&*http),
-                "{name}"
-            );
-        }
-        assert!(snapshot.get(ResourceType::Cluster).contains_key(&http));
-        http
-    };
-    let policy = |port: u16| {
-        format!(
-            "{{egress: [{{hosts: [./*]}}], outboundTrafficPolicy: {{mode: ALLOW_ANY, egressProxy: \
-             {{host: out.edge.svc.cluster.local, port: {{number: {port}}}}}}}}}"
-        )
-    };
-    assert_eq!(through("{egress: [{hosts: [./*]}]}"), "PassthroughCluster");
-    assert_eq!(through(&policy(8443)), "outbound|8443||out.edge.svc.cluster.local");
-    assert_eq!(through(&policy(1)), "BlackHoleCluster");
+    for (sidecar, cluster) in [
+        ("{egress: [{hosts: [./*]}]}", "PassthroughCluster"),
+        (&sidecar_with_egress_proxy(8443), "outbound|8443||out.edge.svc.cluster.local"),
+        (&sidecar_with_egress_proxy(1), "BlackHoleCluster"),
+    ] {
+        assert_eq!(cluster_for_unknown_hosts(sidecar), cluster);
+    }
+}
+
+/// How many concurrent requests a proxy passes to its own port 8080.
+fn max_inbound_requests(text: &str) -> Value {
+    let cluster = resource(&seen(text), ResourceType::Cluster, "inbound|8080||");
+    cluster["circuitBreakers"]["thresholds"][0]["maxRequests"].clone()
 }
 
 #[test]
@@ -478,18 +493,16 @@ fn a_workload_applies_the_limits_of_its_clients() {
     let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: web-0, namespace: shop, \
                  labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{name: http, port: 8080}]\n\
                  endpoints: [{addresses: [10.9.0.1]}]\n";
-    let requests = |text: &str| {
-        let cluster = resource(&seen(text), ResourceType::Cluster, "inbound|8080||");
-        cluster["circuitBreakers"]["thresholds"][0]["maxRequests"].clone()
-    };
     let text = shop() + slice;
-    assert_eq!(requests(&text), u32::MAX);
+    assert_eq!(max_inbound_requests(&text), u32::MAX);
     let pool = "connectionPool: {http: {http2MaxRequests: 7, h2UpgradePolicy: UPGRADE}}";
     let selecting = format!(
         "{{host: web, workloadSelector: {{matchLabels: {{app: client}}}}, trafficPolicy: {{{pool}}}}}"
     );
     assert_eq!(
-        requests(&(text.clone() + &rule("DestinationRule", "a", "shop", 0, &selecting))),
+        max_inbound_requests(
+            &(text.clone() + &rule("DestinationRule", "a", "shop", 0, &selecting))
+        ),
         u32::MAX
     );
     let text = text
@@ -500,22 +513,22 @@ fn a_workload_applies_the_limits_of_its_clients() {
             1,
             &format!("{{host: web, trafficPolicy: {{{pool}}}}}"),
         );
-    assert_eq!(requests(&text), 7);
+    assert_eq!(max_inbound_requests(&text), 7);
     // The HTTP version for clients does not affect inbound traffic.
     let cluster = resource(&seen(&text), ResourceType::Cluster, "inbound|8080||");
     assert!(cluster.get("typedExtensionProtocolOptions").is_none(), "{cluster}");
     let own = "{inboundConnectionPool: {http: {http2MaxRequests: 9}}}";
-    assert_eq!(requests(&(text + &object("Sidecar", "default", "namespace: shop", own))), 9);
+    assert_eq!(
+        max_inbound_requests(&(text + &object("Sidecar", "default", "namespace: shop", own))),
+        9
+    );
 }
 
 #[test]
 fn a_subset_does_not_inherit_a_tunnel() {
-    let tunnel = |port: u16| format!("tunnel: {{targetHost: far.example.com, targetPort: {port}}}");
-    let policies = format!(
-        "{{host: web, trafficPolicy: {{{}}}, subsets: [{{name: v1}}, {{name: v2, trafficPolicy: {{{}}}}}]}}",
-        tunnel(1),
-        tunnel(2)
-    );
+    let policies = "{host: web, trafficPolicy: {tunnel: {targetHost: far.example.com, targetPort: 1}}, \
+                    subsets: [{name: v1}, {name: v2, trafficPolicy: \
+                    {tunnel: {targetHost: far.example.com, targetPort: 2}}}]}";
     for (subset, end) in
         [("", Some("far.example.com:1")), ("v1", None), ("v2", Some("far.example.com:2"))]
     {
@@ -523,7 +536,7 @@ fn a_subset_does_not_inherit_a_tunnel() {
             "{{hosts: [web], tcp: [{{route: [{{destination: {{host: web, subset: '{subset}'}}}}]}}]}}"
         );
         let text = service("web", "shop", "10.0.0.1", "{name: tcp, port: 9000}")
-            + &rule("DestinationRule", "web", "shop", 0, &policies)
+            + &rule("DestinationRule", "web", "shop", 0, policies)
             + &rule("VirtualService", "web", "shop", 0, &route);
         let listener = resource(&seen(&text), ResourceType::Listener, "10.0.0.1_9000");
         let proxy = &listener["filterChains"][0]["filters"][0]["typedConfig"];
@@ -553,6 +566,19 @@ fn shared(kind: ResourceType, first: &Snapshot, other: &Snapshot) -> (usize, usi
     (same.count(), first.len())
 }
 
+async fn join(
+    cache: &SnapshotCache,
+    namespace: &str,
+    pod: &str,
+    labels: Value,
+) -> SnapshotSubscription {
+    cache.subscribe(proxy(namespace, pod, labels)).await.unwrap()
+}
+
+fn latest(subscription: &SnapshotSubscription) -> Arc<Snapshot> {
+    subscription.snapshots.borrow().clone().unwrap()
+}
+
 #[tokio::test]
 async fn proxies_of_one_scope_share_everything_and_other_proxies_share_equal_parts() {
     let (cache, _ended) = SnapshotCache::start().unwrap();
@@ -574,21 +600,17 @@ async fn proxies_of_one_scope_share_everything_and_other_proxies_share_equal_par
         );
     let state = mesh(&text);
     cache.publish(state.clone(), 1.into()).await.unwrap();
-    let join = async |namespace: &str, pod: &str, labels: Value| {
-        cache.subscribe(proxy(namespace, pod, labels)).await.unwrap()
-    };
-    let latest = |place: &super::SnapshotSubscription| place.snapshots.borrow().clone().unwrap();
     // No rule reads `app`, so it cannot distinguish the two.
     let (a, b) = (
-        join("shop", "a", json!({"app": "a"})).await,
-        join("shop", "b", json!({"app": "b"})).await,
+        join(&cache, "shop", "a", json!({"app": "a"})).await,
+        join(&cache, "shop", "b", json!({"app": "b"})).await,
     );
     assert!(Arc::ptr_eq(&latest(&a), &latest(&b)));
     assert_eq!(cache.stats().scopes, 1);
     let encoded = cache.stats().parts;
-    let gold = join("shop", "c", json!({"tier": "gold"})).await;
+    let gold = join(&cache, "shop", "c", json!({"tier": "gold"})).await;
     assert!(!Arc::ptr_eq(&latest(&a), &latest(&gold)));
-    let pay = join("pay", "d", json!({})).await;
+    let pay = join(&cache, "pay", "d", json!({})).await;
     assert_eq!(cache.stats().scopes, 3);
     for kind in [ResourceType::Cluster, ResourceType::Endpoints, ResourceType::Listener] {
         for other in [&gold, &pay] {
@@ -605,42 +627,40 @@ async fn proxies_of_one_scope_share_everything_and_other_proxies_share_equal_par
     drop((gold, pay));
     assert_eq!(cache.stats().proxies, 2);
     // It is answered after unused scopes were dropped.
-    drop(cache.subscribe(proxy("shop", "e", json!({}))).await.unwrap());
+    drop(join(&cache, "shop", "e", json!({})).await);
     assert_eq!((cache.stats().scopes, cache.stats().parts), (1, encoded));
+}
+
+/// A mesh with a VirtualService that is exported to these namespaces.
+fn mesh_exporting_to(namespaces: &str) -> Mesh {
+    let spec = format!(
+        "{{hosts: [a.example.com], exportTo: [{namespaces}], http: [{{redirect: {{uri: /x}}}}]}}"
+    );
+    mesh(&(shop() + &rule("VirtualService", "a", "shop", 0, &spec)))
+}
+
+fn encoded_routes(snapshot: &Snapshot) -> Vec<Vec<u8>> {
+    snapshot.get(ResourceType::Route).values().map(|routes| routes.bytes()).collect()
 }
 
 #[tokio::test]
 async fn namespaces_that_no_object_names_share_one_scope() {
-    let exported = |to: &str| {
-        shop()
-            + &rule(
-                "VirtualService",
-                "a",
-                "shop",
-                0,
-                &format!(
-                    "{{hosts: [a.example.com], exportTo: [{to}], http: [{{redirect: {{uri: /x}}}}]}}"
-                ),
-            )
-    };
     let (cache, _ended) = SnapshotCache::start().unwrap();
-    cache.publish(mesh(&exported("'*'")), 1.into()).await.unwrap();
+    cache.publish(mesh_exporting_to("'*'"), 1.into()).await.unwrap();
     let mut subscriptions = Vec::new();
     for n in 0..20 {
         let namespace = format!("ghost-{n}");
-        subscriptions.push(cache.subscribe(proxy(&namespace, "a", json!({}))).await.unwrap());
+        subscriptions.push(join(&cache, &namespace, "a", json!({})).await);
     }
     assert_eq!(cache.stats().scopes, 1);
     // An object names one of them, and then no longer does.
-    cache.publish(mesh(&exported("ghost-7")), 2.into()).await.unwrap();
+    cache.publish(mesh_exporting_to("ghost-7"), 2.into()).await.unwrap();
     assert_eq!(cache.stats().scopes, 2);
-    let routes = |n: usize| {
-        let snapshot = subscriptions[n].snapshots.borrow().clone().unwrap();
-        snapshot.get(ResourceType::Route).values().map(|routes| routes.bytes()).collect::<Vec<_>>()
-    };
-    assert_ne!(routes(6), routes(7));
-    assert_eq!(routes(6), routes(8));
-    cache.publish(mesh(&exported("'*'")), 3.into()).await.unwrap();
+    let [a, named, b] = [6, 7, 8].map(|n| encoded_routes(&latest(&subscriptions[n])));
+    assert_ne!(a, named);
+    assert_eq!(a, b);
+    cache.publish(mesh_exporting_to("'*'"), 3.into()).await.unwrap();
     assert_eq!(cache.stats().scopes, 1);
-    assert_eq!(routes(6), routes(7));
+    let [a, named] = [6, 7].map(|n| encoded_routes(&latest(&subscriptions[n])));
+    assert_eq!(a, named);
 }

@@ -132,16 +132,7 @@ impl OutputValidator {
         let (routes, mut kept) = (std::mem::take(&mut host.routes), Vec::new());
         for (at, entry) in routes.into_iter().enumerate() {
             let object = defined_by.get(at).and_then(Option::as_ref);
-            let alone = |item: &route::Route| {
-                let host = route::VirtualHost {
-                    name: "one".to_owned(),
-                    domains: vec!["*".to_owned()],
-                    routes: vec![item.clone()],
-                    ..Default::default()
-                };
-                virtual_host_problem(head, &EncodedVirtualHost::new(host, Provenance::default()))
-            };
-            let Some(reason) = alone(&entry) else {
+            let Some(reason) = route_problem(head, &entry) else {
                 kept.push(entry);
                 continue;
             };
@@ -152,7 +143,7 @@ impl OutputValidator {
             );
             let object = object.map(|object| format!(" of {object}")).unwrap_or_default();
             let answer = unavailable(entry, &format!("this route{object} is invalid: {reason}"));
-            kept.extend(alone(&answer).is_none().then_some(answer));
+            kept.extend(route_problem(head, &answer).is_none().then_some(answer));
         }
         host.routes = kept;
         let part = EncodedVirtualHost::new(host, objects.clone());
@@ -192,6 +183,17 @@ fn unavailable(instead_of: route::Route, says: &str) -> route::Route {
 
 fn first_problem<M: Name>(bytes: &[u8]) -> Option<String> {
     envoy_validate::check(&M::full_name(), bytes).first().map(ToString::to_string)
+}
+
+/// Validates a route as the only one of a virtual host.
+fn route_problem(head: &[u8], item: &route::Route) -> Option<String> {
+    let host = route::VirtualHost {
+        name: "one".to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: vec![item.clone()],
+        ..Default::default()
+    };
+    virtual_host_problem(head, &EncodedVirtualHost::new(host, Provenance::default()))
 }
 
 /// Validates a virtual host inside its route configuration, because some rules involve both.

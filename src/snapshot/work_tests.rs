@@ -43,18 +43,13 @@ fn endpoints(namespace: usize, n: usize, ready: bool) -> String {
 
 fn rules(namespace: usize, n: usize, weight: u32) -> String {
     let group = "apiVersion: networking.istio.io/v1";
-    let subset = |name: &str| format!("{{name: {name}, labels: {{version: {name}}}}}");
-    let to = |name: &str, weight: u32| {
-        format!("{{destination: {{host: s{n}, subset: {name}}}, weight: {weight}}}")
-    };
     format!(
         "{group}\nkind: DestinationRule\nmetadata: {{name: s{n}, namespace: ns{namespace}}}\nspec: {{host: s{n}, \
-         subsets: [{}, {}]}}\n---\n{group}\nkind: VirtualService\nmetadata: {{name: s{n}, namespace: \
-         ns{namespace}}}\nspec: {{hosts: [s{n}], http: [{{route: [{}, {}]}}]}}\n---\n",
-        subset("v1"),
-        subset("v2"),
-        to("v1", 100 - weight),
-        to("v2", weight)
+         subsets: [{{name: v1, labels: {{version: v1}}}}, {{name: v2, labels: {{version: v2}}}}]}}\n---\n\
+         {group}\nkind: VirtualService\nmetadata: {{name: s{n}, namespace: ns{namespace}}}\nspec: {{hosts: [s{n}], \
+         http: [{{route: [{{destination: {{host: s{n}, subset: v1}}, weight: {}}}, \
+         {{destination: {{host: s{n}, subset: v2}}, weight: {weight}}}]}}]}}\n---\n",
+        100 - weight
     )
 }
 
@@ -165,9 +160,9 @@ fn allocations_of_a_weight(world: &mut World) -> u64 {
 
 #[test]
 fn the_allocations_for_a_weight_depend_on_the_scopes_and_hardly_on_the_services() {
-    let allocations =
-        |namespaces, services| allocations_of_a_weight(&mut World::sized(namespaces, services));
-    let [small, large, wide] = [allocations(1, 20), allocations(1, 1000), allocations(50, 20)];
+    let [small, large, wide] = [(1, 20), (1, 1000), (50, 20)].map(|(namespaces, services)| {
+        allocations_of_a_weight(&mut World::sized(namespaces, services))
+    });
     println!("{small} with 20 services, {large} with 1000, {wide} with 1000 in 50 scopes");
     // Maps with more entries have more levels.
     assert!(large <= small + 20, "{small} with 20 services, {large} with 1000");

@@ -18,7 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
 use super::inotify::{FileEvents, InotifyWatcher, WatchedName};
-use super::loader::{Content, Loader};
+use super::loader::{Content, Loader, problem_at};
 use super::scan::{self, FileStamp, Scan, parent, scan};
 use super::{LocatedProblem, Origin, SourceEvent, yaml};
 use crate::api::{Problem, expand_list};
@@ -85,19 +85,18 @@ pub(crate) fn documents(path: &Path) -> Result<Documents, DirectoryError> {
     let (files, mut problems) = files(path)?;
     let mut documents = Vec::new();
     for (file, bytes) in files {
-        let file = Arc::new(file);
-        let at = |line| Origin::File { path: file.clone(), line };
+        let path = Arc::new(file);
         match yaml::documents(&bytes) {
             Ok(list) => {
                 for document in list {
-                    let line = document.line;
+                    let origin = Origin::File { path: path.clone(), line: document.line };
                     let members = expand_list(document.value).into_iter();
-                    documents.extend(members.map(|(_, value)| (at(line), value)));
+                    documents.extend(members.map(|(_, value)| (origin.clone(), value)));
                 }
             }
             Err(error) => {
                 let problem = Problem::new("", error.message, "");
-                problems.push(LocatedProblem { origin: at(error.line), problem });
+                problems.push(problem_at(&path, error.line, problem));
             }
         }
     }
@@ -377,11 +376,11 @@ impl DirectoryWatcher {
             events.end_scan();
         }
         // `to_read` is sorted by path, like `scan.files`.
-        let was_moved = |path: &Path| {
+        let deleted = self.deleted_files(&scan, now, &mut next, |path| {
             let to = file_events.moved_to(path);
             to.is_some_and(|to| to_read.binary_search_by(|(path, ..)| path.cmp(&to)).is_ok())
-        };
-        updates.extend(self.deleted_files(&scan, was_moved, now, &mut next));
+        });
+        updates.extend(deleted);
         let (known, events) = (&mut self.known, &mut self.events);
         let read = to_read.into_iter().filter_map(|(path, stamp, watched_names)| {
             read_stable(path, stamp, &watched_names, known, events)
@@ -424,9 +423,9 @@ impl DirectoryWatcher {
     fn deleted_files(
         &mut self,
         scan: &Scan,
-        moved: impl Fn(&Path) -> bool,
         now: Instant,
         next: &mut Instant,
+        moved: impl Fn(&Path) -> bool,
     ) -> Vec<(PathBuf, Content)> {
         let mut deleted_files = Vec::new();
         self.known.retain(|path, known| {

@@ -5,6 +5,7 @@
 
 pub(crate) mod inventory;
 mod kinds;
+pub(crate) mod object_watch;
 mod observed;
 mod resync;
 pub(crate) mod selection;

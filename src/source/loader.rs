@@ -247,10 +247,6 @@ impl Loader {
             for (prefix, member) in expand_list(value) {
                 let order = (slot << POSITION_BITS) | place;
                 place = (place + 1).min((1 << POSITION_BITS) - 1);
-                let line_of = |field: &str| {
-                    let dot = if prefix.is_empty() || field.is_empty() { "" } else { "." };
-                    document.locate(&format!("{prefix}{dot}{field}")).unwrap_or(document.line)
-                };
                 let key = match identify(&member) {
                     Ok(Identity::Known(key)) if self.reads(key.kind, &member) => key,
                     Ok(_) => {
@@ -259,14 +255,16 @@ impl Loader {
                     }
                     Err(error) => {
                         problems.extend(error.problems.into_iter().map(|problem| {
-                            let line = line_of(&problem.path);
+                            let line = line_of(&document, &prefix, &problem.path);
                             problem_at(path, line, prefix_path(&prefix, problem))
                         }));
                         continue;
                     }
                 };
                 let last = before.get_mut(&key).and_then(VecDeque::pop_front);
-                claims.push(claim(path, key, member, order, &line_of, last));
+                claims.push(claim(path, key, member, order, last, |field| {
+                    line_of(&document, &prefix, field)
+                }));
             }
         }
         if skipped > 0 {
@@ -388,8 +386,8 @@ fn claim(
     key: ObjectKey,
     document: Value,
     order: u64,
-    line_of: &impl Fn(&str) -> u32,
     last: Option<Claim>,
+    line_of: impl Fn(&str) -> u32,
 ) -> Claim {
     let line = line_of("");
     let parsed = parse(&key, document, order);
@@ -421,8 +419,14 @@ fn claim(
     }
 }
 
-fn problem_at(path: &Arc<PathBuf>, line: u32, problem: Problem) -> LocatedProblem {
+pub(super) fn problem_at(path: &Arc<PathBuf>, line: u32, problem: Problem) -> LocatedProblem {
     LocatedProblem { origin: Origin::File { path: path.clone(), line }, problem }
+}
+
+/// The line of a field of an object, which is at `prefix` in its document.
+fn line_of(document: &yaml::Document, prefix: &str, field: &str) -> u32 {
+    let dot = if prefix.is_empty() || field.is_empty() { "" } else { "." };
+    document.locate(&format!("{prefix}{dot}{field}")).unwrap_or(document.line)
 }
 
 /// Prefixes the path of a list item's problem.

@@ -109,18 +109,22 @@ pub fn event_from(
     origin: Origin,
     locate: impl Fn(&str) -> Origin,
 ) -> SourceEvent {
-    let located = |problem: Problem| LocatedProblem { origin: locate(&problem.path), problem };
     match parsed {
         Ok(parsed) => SourceEvent::Apply {
             object: Arc::new(parsed.object),
             origin,
-            warnings: parsed.warnings.into_iter().map(located).collect(),
+            warnings: located(parsed.warnings, locate),
         },
-        Err(ObjectError { problems, generation, references }) => SourceEvent::Reject {
-            key,
-            generation,
-            problems: problems.into_iter().map(located).collect(),
-            references,
-        },
+        Err(ObjectError { problems, generation, references }) => {
+            SourceEvent::Reject { key, generation, problems: located(problems, locate), references }
+        }
     }
+}
+
+/// The problems with their locations.
+fn located(problems: Vec<Problem>, locate: impl Fn(&str) -> Origin) -> Vec<LocatedProblem> {
+    problems
+        .into_iter()
+        .map(|problem| LocatedProblem { origin: locate(&problem.path), problem })
+        .collect()
 }

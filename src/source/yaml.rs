@@ -99,37 +99,38 @@ impl Document {
         if path.is_empty() {
             return Some(best);
         }
-        let mut follow = |child: Option<usize>, rest: &str| {
-            let Some((followed, line)) = child.and_then(|child| self.descend(child, rest)) else {
-                return;
+        let item = path.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let item = item.and_then(|(inside, rest)| Some((self.in_brackets(at, inside)?, rest)));
+        // A key may contain path separators, so every possible end is tried and the longest match wins. Paths come from
+        // problems, not from files, so there are few ends.
+        let keys = if at == 0 { path } else { path.strip_prefix('.').unwrap_or(path) };
+        let members = ends(keys).filter_map(|end| {
+            let key = hash(keys.get(..end)?);
+            let child = self.children(at).find(|&child| self.key_at(child) == key)?;
+            Some((child, keys.get(end..)?))
+        });
+        for (child, rest) in item.into_iter().chain(members) {
+            let Some((followed, line)) = self.descend(child, rest) else {
+                continue;
             };
             let followed = followed + path.len() - rest.len();
             if followed > best.0 {
                 best = (followed, line);
             }
-        };
-        if let Some((inside, rest)) = path.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            let child = match inside.parse::<usize>() {
-                Ok(index) => self.children(at).filter(|&child| self.key_at(child) == 0).nth(index),
-                // A key that is no identifier, as in `annotations[example.com/name]`.
-                Err(_) => {
-                    let key = hash(inside);
-                    self.children(at).find(|&child| self.key_at(child) == key)
-                }
-            };
-            follow(child, rest);
-        }
-        // A key may contain path separators, so every possible end is tried and the longest match wins. Paths come from
-        // problems, not from files, so there are few ends.
-        let keys = if at == 0 { path } else { path.strip_prefix('.').unwrap_or(path) };
-        for end in ends(keys) {
-            let (Some(key), Some(rest)) = (keys.get(..end), keys.get(end..)) else {
-                continue;
-            };
-            let key = hash(key);
-            follow(self.children(at).find(|&child| self.key_at(child) == key), rest);
         }
         Some(best)
+    }
+
+    /// The child that brackets name: an item of a list by its index, or a member by its key as in `annotations[a.b/c]`.
+    fn in_brackets(&self, at: usize, inside: &str) -> Option<usize> {
+        let mut children = self.children(at);
+        match inside.parse() {
+            Ok(index) => children.filter(|&child| self.key_at(child) == 0).nth(index),
+            Err(_) => {
+                let key = hash(inside);
+                children.find(|&child| self.key_at(child) == key)
+            }
+        }
     }
 
     fn key_at(&self, at: usize) -> u32 {
@@ -148,10 +149,10 @@ fn children(positions: &[Position], at: usize) -> impl Iterator<Item = usize> {
 
 /// The entries from `first` until `end` that are not nested in each other.
 fn between(positions: &[Position], first: usize, end: usize) -> impl Iterator<Item = usize> {
-    let next = move |&at: &usize| {
+    std::iter::successors(Some(first), move |&at| {
         Some(at + positions.get(at).map_or(1, |position| position.size.max(1) as usize))
-    };
-    std::iter::successors(Some(first), next).take_while(move |&at| at < end)
+    })
+    .take_while(move |&at| at < end)
 }
 
 /// The possible ends of the first path segment: before every dot and bracket, and at the end.
@@ -194,13 +195,6 @@ pub fn documents(text: &[u8]) -> Result<Vec<Document>, SyntaxError> {
 
 /// Decodes the bytes and rejects characters that YAML does not allow.
 fn checked(bytes: &[u8]) -> Result<&str, SyntaxError> {
-    let position = |before: &[u8]| {
-        let line = before.iter().filter(|&&byte| byte == b'\n').count();
-        let start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        let column =
-            String::from_utf8_lossy(before.get(start..).unwrap_or_default()).chars().count();
-        (narrow(line).saturating_add(1), narrow(column).saturating_add(1))
-    };
     let (at, message) = match std::str::from_utf8(bytes) {
         Ok(text) => match bytes.iter().position(|&byte| byte == 0) {
             None => return Ok(text),
@@ -212,7 +206,11 @@ fn checked(bytes: &[u8]) -> Result<&str, SyntaxError> {
             (at, format!("the byte 0x{byte:02x} is not UTF-8; expected text in UTF-8"))
         }
     };
-    let (line, column) = position(bytes.get(..at).unwrap_or_default());
+    let before = bytes.get(..at).unwrap_or_default();
+    let line = before.iter().filter(|&&byte| byte == b'\n').count();
+    let start = before.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+    let column = String::from_utf8_lossy(before.get(start..).unwrap_or_default()).chars().count();
+    let (line, column) = (narrow(line).saturating_add(1), narrow(column).saturating_add(1));
     Err(SyntaxError { line, column, message })
 }
 
@@ -526,11 +524,6 @@ impl DocumentBuilder {
         position: usize,
         mark: &Marker,
     ) -> Result<(), SyntaxError> {
-        let wrong = |line: u32| SyntaxError {
-            line,
-            column: 1,
-            message: "the value of `<<` is neither a map nor a list of maps".to_owned(),
-        };
         let line = self.positions.get(position).map_or(1, |position| position.line);
         let sources = match source {
             Value::Object(source) => vec![(source, position)],
@@ -539,10 +532,10 @@ impl DocumentBuilder {
                 .zip(children(&self.positions, position).collect::<Vec<_>>())
                 .map(|(item, position)| match item {
                     Value::Object(source) => Ok((source, position)),
-                    _ => Err(wrong(line)),
+                    _ => Err(not_mergeable(line)),
                 })
                 .collect::<Result<_, _>>()?,
-            _ => return Err(wrong(line)),
+            _ => return Err(not_mergeable(line)),
         };
         for (source, position) in sources {
             let members: HashMap<u32, usize> = children(&self.positions, position)
@@ -633,41 +626,47 @@ fn key(text: &str, plain: bool, tag: Option<&Tag>, mark: &Marker) -> Result<Key,
     }
 }
 
+fn not_mergeable(line: u32) -> SyntaxError {
+    let message = "the value of `<<` is neither a map nor a list of maps".to_owned();
+    SyntaxError { line, column: 1, message }
+}
+
 /// The value of a scalar, according to its tag if it has one.
 fn scalar(text: &str, plain: bool, tag: Option<&Tag>) -> Result<Value, String> {
-    let as_text = || Ok(Value::String(text.to_owned()));
     let Some(tag) = tag else {
-        return if plain { resolve(text) } else { as_text() };
+        return if plain { resolve(text) } else { Ok(Value::from(text)) };
     };
     if is_plain(tag) {
-        return as_text();
+        return Ok(Value::from(text));
     }
-    let wrong = |kind: &str| {
-        Err(format!("`{}` is tagged `{}` but is not a valid {kind}", shown(text), written(tag)))
-    };
     match tag.core_suffix() {
-        Some("str") => as_text(),
+        Some("str") => Ok(Value::from(text)),
         Some("null") => match resolve(text)? {
             Value::Null => Ok(Value::Null),
-            _ => wrong("null"),
+            _ => Err(mistagged(text, tag, "null")),
         },
         Some("bool") => match resolve(text)? {
             Value::Bool(truth) => Ok(Value::Bool(truth)),
-            _ => wrong("boolean"),
+            _ => Err(mistagged(text, tag, "boolean")),
         },
         Some("int") => match resolve(text)? {
             Value::Number(number) if !number.is_f64() => Ok(Value::Number(number)),
-            _ => wrong("integer"),
+            _ => Err(mistagged(text, tag, "integer")),
         },
         Some("float") => match resolve(text)? {
             Value::Number(number) => Ok(Value::Number(number)),
-            _ => wrong("number"),
+            _ => Err(mistagged(text, tag, "number")),
         },
         _ if tag.suffix_in_namespace("tag:yaml.org,2002:").as_deref() == Some("timestamp") => {
-            as_text()
+            Ok(Value::from(text))
         }
         _ => Err(format!("the tag `{}` is not supported here", written(tag))),
     }
+}
+
+/// The message for a scalar that is not of the kind that its tag names.
+fn mistagged(text: &str, tag: &Tag, kind: &str) -> String {
+    format!("`{}` is tagged `{}` but is not a valid {kind}", shown(text), written(tag))
 }
 
 /// The value of a plain scalar; see the module documentation.
@@ -732,9 +731,9 @@ fn float(text: &str) -> Option<Number> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     let starts =
         digits.strip_prefix('.').unwrap_or(digits).starts_with(|c: char| c.is_ascii_digit());
-    let allowed =
-        |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'e' | b'E' | b'+' | b'-');
-    if !starts || !digits.bytes().all(allowed) {
+    let is_decimal =
+        digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
+    if !starts || !is_decimal {
         return None;
     }
     let number: f64 = text.parse().ok()?;

@@ -297,7 +297,8 @@ mod tests {
     fn nearer_localities_have_priority() {
         let client = Locality::parse("eu/a/1");
         let regions = [Failover { from: "eu".into(), to: "us".into() }];
-        let of = |at: &str| distance(&client, &Locality::parse(at), &regions);
-        assert_eq!(["eu/a/1", "eu/a/2", "eu/b/1", "us/a/1", "as/a/1"].map(of), [0, 1, 2, 3, 4]);
+        let distances = ["eu/a/1", "eu/a/2", "eu/b/1", "us/a/1", "as/a/1"]
+            .map(|at| distance(&client, &Locality::parse(at), &regions));
+        assert_eq!(distances, [0, 1, 2, 3, 4]);
     }
 }

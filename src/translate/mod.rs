@@ -57,11 +57,12 @@ pub(crate) fn is_inbound(cluster: &str) -> bool {
 /// The port of a destination: the explicit one, else the service's only port, else the listener's.
 pub(crate) fn destination_port(to: &Destination, service: Option<&Service>, listener: u16) -> u16 {
     let given = to.port.and_then(|port| u16::try_from(port.number).ok()).filter(|port| *port > 0);
-    let only = || match service?.ports.as_slice() {
-        [only] => Some(only.number),
-        _ => None,
-    };
-    given.or_else(only).unwrap_or(listener)
+    given
+        .or_else(|| match service?.ports.as_slice() {
+            [only] => Some(only.number),
+            _ => None,
+        })
+        .unwrap_or(listener)
 }
 
 /// The cluster for traffic to unknown hosts. If the egress proxy does not exist, traffic is dropped: a listener that

@@ -120,12 +120,13 @@ fn priorities(snapshot: &Snapshot, cluster: &str) -> BTreeMap<String, u64> {
 
 /// Every address of every endpoint.
 fn all_addresses(snapshot: &Snapshot, cluster: &str) -> Vec<Vec<String>> {
-    let of = |endpoint: &Value| {
-        let more = endpoint["additionalAddresses"].as_array().into_iter().flatten();
-        std::iter::once(address(endpoint)).chain(more.map(address)).collect()
-    };
-    let mut all: Vec<Vec<String>> =
-        lb_endpoints(snapshot, cluster).iter().map(|(_, endpoint)| of(endpoint)).collect();
+    let mut all: Vec<Vec<String>> = lb_endpoints(snapshot, cluster)
+        .iter()
+        .map(|(_, endpoint)| {
+            let more = endpoint["additionalAddresses"].as_array().into_iter().flatten();
+            std::iter::once(address(endpoint)).chain(more.map(address)).collect()
+        })
+        .collect();
     all.sort();
     all
 }
@@ -318,15 +319,26 @@ fn source_labels_may_select_by_location() {
     }
 }
 
+fn names(snapshot: &Snapshot, kind: ResourceType) -> Vec<String> {
+    let all = resources(snapshot, kind);
+    all.iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Whether connections to `db` go to its subset `near`, and to its subset `far`.
+fn tcp_routes_to_near_and_far(snapshot: &Snapshot) -> [bool; 2] {
+    let all = resources(snapshot, ResourceType::Listener);
+    let listener = all.into_iter().find(|item| item["name"] == "10.96.1.9_81").unwrap().to_string();
+    ["near", "far"].map(|subset| listener.contains(&format!("outbound|81|{subset}|db")))
+}
+
 #[test]
 fn tcp_routes_and_selectors_match_by_location() {
     let tcp = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\n\
                spec: {clusterIP: 10.96.1.9, ports: [{name: tcp, port: 81}]}\n---\n";
-    let to = |subset: &str| format!("route: [{{destination: {{host: db, subset: {subset}}}}}]");
     let route = format!(
-        "{{hosts: [db], tcp: [{{match: [{{sourceLabels: {{{IN_ZONE}}}}}], {}}}, {{{}}}]}}",
-        to("near"),
-        to("far")
+        "{{hosts: [db], tcp: [{{match: [{{sourceLabels: {{{IN_ZONE}}}}}], \
+         route: [{{destination: {{host: db, subset: near}}}}]}}, \
+         {{route: [{{destination: {{host: db, subset: far}}}}]}}]}}"
     );
     let text = NODES.to_owned()
         + &web("")
@@ -349,42 +361,30 @@ fn tcp_routes_and_selectors_match_by_location() {
         )
         + &rule("ServiceEntry", "out", "{hosts: [out.example], ports: [{number: 80, name: http}]}");
     let mesh = mesh(&text);
-    let clusters = |proxy: &Proxy| -> BTreeSet<String> {
-        let all = resources(&seen_by(&mesh, proxy), ResourceType::Cluster);
-        all.iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
-    };
-    let routes_to = |proxy: &Proxy| {
-        let all = resources(&seen_by(&mesh, proxy), ResourceType::Listener);
-        let listener =
-            all.into_iter().find(|item| item["name"] == "10.96.1.9_81").unwrap().to_string();
-        ["near", "far"].map(|subset| listener.contains(&format!("outbound|81|{subset}|db")))
-    };
-    let (near, far) =
-        (proxy("web-0", "10.1.1.1", json!({})), proxy("web-1", "10.1.1.2", json!({})));
-    assert_eq!(routes_to(&near), [true, false]);
-    assert_eq!(routes_to(&far), [false, true]);
-    let (near, far) = (clusters(&near), clusters(&far));
-    assert!(near.contains(&cluster("mine")) && !far.contains(&cluster("mine")));
-    assert!(!near.contains("outbound|80||out.example") && far.contains("outbound|80||out.example"));
+    let near = seen_by(&mesh, &proxy("web-0", "10.1.1.1", json!({})));
+    let far = seen_by(&mesh, &proxy("web-1", "10.1.1.2", json!({})));
+    assert_eq!(tcp_routes_to_near_and_far(&near), [true, false]);
+    assert_eq!(tcp_routes_to_near_and_far(&far), [false, true]);
+    let [near, far] = [near, far].map(|seen| names(&seen, ResourceType::Cluster));
+    let (mine, out) = (cluster("mine"), "outbound|80||out.example".to_owned());
+    assert!(near.contains(&mine) && !far.contains(&mine));
+    assert!(!near.contains(&out) && far.contains(&out));
+}
+
+/// How many scopes clients on three nodes in two zones have.
+fn scope_count(text: &str) -> usize {
+    let mesh = mesh(&(NODES.to_owned() + text));
+    let names = [("n1", "eu-a"), ("n2", "eu-b"), ("n3", "eu-b")];
+    let proxies = names.map(|(node, zone)| {
+        let labels =
+            json!({"topology.kubernetes.io/zone": zone, "topology.kubernetes.io/region": "eu"});
+        proxy("client-0", "10.9.0.1", json!({"NODE_NAME": node, "LABELS": labels}))
+    });
+    proxies.iter().map(|proxy| mesh.scope(proxy)).collect::<BTreeSet<_>>().len()
 }
 
 #[test]
 fn only_attributes_that_a_rule_reads_split_scopes() {
-    let scopes = |text: &str| -> usize {
-        let mesh = mesh(&(NODES.to_owned() + text));
-        let names = [("n1", "eu-a"), ("n2", "eu-b"), ("n3", "eu-b")];
-        let proxies = names.map(|(node, zone)| {
-            let labels =
-                json!({"topology.kubernetes.io/zone": zone, "topology.kubernetes.io/region": "eu"});
-            proxy("client-0", "10.9.0.1", json!({"NODE_NAME": node, "LABELS": labels}))
-        });
-        proxies.iter().map(|proxy| mesh.scope(proxy)).collect::<BTreeSet<_>>().len()
-    };
-    let at = |name: &str, locality: &str| {
-        format!(
-            "{{name: {name}, trafficPolicy: {{loadBalancer: {{localityLbSetting: {locality}}}}}}}"
-        )
-    };
     let hidden = "apiVersion: v1\nkind: Service\nmetadata: {name: hidden, namespace: pay, annotations: {networking.istio.io/exportTo: .}}\n\
                   spec: {clusterIP: 10.96.2.1, internalTrafficPolicy: Local, ports: [{name: http, port: 80}]}\n---\n";
     for (text, expected) in [
@@ -403,15 +403,13 @@ fn only_attributes_that_a_rule_reads_split_scopes() {
                 + &rule(
                     "DestinationRule",
                     "w",
-                    &format!(
-                        "{{host: web, subsets: [{}]}}",
-                        at("x", "{failover: [{from: a, to: b}]}")
-                    ),
+                    "{host: web, subsets: [{name: x, trafficPolicy: \
+                     {loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}}}]}",
                 ),
             2,
         ),
     ] {
-        assert_eq!(scopes(&text), expected, "{text}");
+        assert_eq!(scope_count(&text), expected, "{text}");
     }
 }
 
@@ -433,6 +431,7 @@ fn a_node_local_service_has_only_endpoints_on_the_clients_node() {
         let mut world = World::new();
         let mesh = world.write("mesh.yaml", &(nodes.to_owned() + &local));
         let of_web = proxy("web-1", "10.1.1.2", json!({}));
+        let other = "outbound|80||other.shop.svc.cluster.local";
         for (proxy, all, v0) in [
             (on_node("n1"), &["10.1.1.1"][..], &["10.1.1.1"][..]),
             (on_node("n2"), &["10.1.1.2"], &[]),
@@ -443,20 +442,15 @@ fn a_node_local_service_has_only_endpoints_on_the_clients_node() {
         ] {
             assert_eq!(world.endpoints(&mesh, &proxy, &cluster("")), all, "{proxy:?}");
             assert_eq!(world.endpoints(&mesh, &proxy, &cluster("v0")), v0, "{proxy:?}");
-            let other = "outbound|80||other.shop.svc.cluster.local";
             assert_eq!(world.endpoints(&mesh, &proxy, other), ["10.1.2.1", "10.1.2.2"]);
         }
         // Only the endpoints of that service are rebuilt for another node.
-        let mut shared = |name: &str| {
-            let [item, other] = ["n1", "n2"]
-                .map(|node| world.snapshot_builder.snapshot(&mesh, &mesh.scope(&on_node(node))));
-            let part = |snapshot: &Snapshot| {
-                snapshot.get(ResourceType::Endpoints).get(name).unwrap().clone()
-            };
-            Arc::ptr_eq(&part(&item), &part(&other))
-        };
-        assert!(shared("outbound|80||other.shop.svc.cluster.local"));
-        assert!(!shared(&cluster("")));
+        let [n1, n2] = ["n1", "n2"].map(|node| {
+            let snapshot = world.snapshot_builder.snapshot(&mesh, &mesh.scope(&on_node(node)));
+            snapshot.get(ResourceType::Endpoints).clone()
+        });
+        assert!(Arc::ptr_eq(n1.get(other).unwrap(), n2.get(other).unwrap()));
+        assert!(!Arc::ptr_eq(n1.get(&cluster("")).unwrap(), n2.get(&cluster("")).unwrap()));
     }
 }
 
@@ -573,6 +567,13 @@ fn a_pod_is_ready_when_both_its_slices_say_so() {
     }
 }
 
+fn web_pod(status: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop, labels: {{app: web}}}}\n\
+         spec: {{nodeName: n1}}\nstatus: {status}\n---\n"
+    )
+}
+
 #[test]
 fn a_pod_that_an_entry_selects_has_both_its_addresses() {
     let entry = rule(
@@ -581,14 +582,8 @@ fn a_pod_that_an_entry_selects_has_both_its_addresses() {
         "{hosts: [out.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, \
          workloadSelector: {labels: {app: web}}}",
     );
-    let pod = |status: &str| {
-        format!(
-            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop, labels: {{app: web}}}}\n\
-             spec: {{nodeName: n1}}\nstatus: {status}\n---\n"
-        )
-    };
-    let by_status = pod("{podIP: 10.1.1.1, podIPs: [{ip: 10.1.1.1}, {ip: 'fd00:1::1'}]}");
-    let by_slices = pod("{}")
+    let by_status = web_pod("{podIP: 10.1.1.1, podIPs: [{ip: 10.1.1.1}, {ip: 'fd00:1::1'}]}");
+    let by_slices = web_pod("{}")
         + &slice("web-6", "IPv6", &[("fd00:1::1", POD)])
         + &slice("web-4", "IPv4", &[("10.1.1.1", POD)]);
     for pods in [by_status, by_slices] {
@@ -627,62 +622,67 @@ fn a_headless_service_has_a_listener_for_each_address() {
         slice("web-6", "IPv6", &[("fd00:1::1", POD)])
     );
     let mesh = mesh(&text);
-    let listeners = |proxy: &Proxy| -> Vec<String> {
-        let all = resources(&seen_by(&mesh, proxy), ResourceType::Listener);
-        let names = all.iter().map(|item| item["name"].as_str().unwrap().to_owned());
-        names.filter(|name| name.ends_with("_8080")).collect()
-    };
-    assert_eq!(listeners(&of_family(Families::V4)), ["10.1.1.1_8080"]);
-    assert_eq!(listeners(&of_family(Families::V6)), ["fd00:1::1_8080"]);
-    assert_eq!(listeners(&of_family(Families::Both)), ["10.1.1.1_8080", "fd00:1::1_8080"]);
-    // A pod calls itself without its proxy, by either address.
     let own = proxy("web-0", "10.1.1.1", json!({"INSTANCE_IPS": "10.1.1.1,fd00:1::1"}));
-    assert_eq!(listeners(&own), [""; 0]);
+    for (proxy, expected) in [
+        (of_family(Families::V4), &["10.1.1.1_8080"][..]),
+        (of_family(Families::V6), &["fd00:1::1_8080"]),
+        (of_family(Families::Both), &["10.1.1.1_8080", "fd00:1::1_8080"]),
+        // A pod calls itself without its proxy, by either address.
+        (own, &[]),
+    ] {
+        let mut listeners = names(&seen_by(&mesh, &proxy), ResourceType::Listener);
+        listeners.retain(|name| name.ends_with("_8080"));
+        assert_eq!(listeners, expected, "{proxy:?}");
+    }
+}
+
+/// The rest of an object's metadata.
+fn distribution_annotation(value: &str) -> String {
+    format!(", annotations: {{networking.istio.io/traffic-distribution: {value}}}")
+}
+
+fn shop_namespace(annotations: &str) -> String {
+    format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop{annotations}}}\n---\n")
+}
+
+fn annotated_web(annotations: &str, spec: &str) -> String {
+    web(spec).replacen(
+        "{name: web, namespace: shop",
+        &format!("{{name: web, namespace: shop{annotations}"),
+        1,
+    )
 }
 
 #[test]
 fn traffic_distribution_is_the_services_else_its_namespaces() {
-    let annotated = |value: &str| {
-        format!(", annotations: {{networking.istio.io/traffic-distribution: {value}}}")
-    };
-    let namespace = |annotations: &str| {
-        format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop{annotations}}}\n---\n")
-    };
-    let service = |annotations: &str, spec: &str| {
-        web(spec).replacen(
-            "{name: web, namespace: shop",
-            &format!("{{name: web, namespace: shop{annotations}"),
-            1,
-        )
-    };
-    let (zone, node, any) =
-        (annotated("PreferClose"), annotated("prefersamenode"), annotated("Any"));
+    let [zone, upper_case_zone, node, any] =
+        ["PreferClose", "PREFERSAMEZONE", "prefersamenode", "Any"].map(distribution_annotation);
     let spec = "trafficDistribution: PreferSameZone";
     // Three nodes, the first two in one zone: the rank of an endpoint in the client's zone, and on its node.
     let nodes = NODES.to_owned()
         + "apiVersion: v1\nkind: Node\nmetadata: {name: n3, labels: {topology.kubernetes.io/region: eu, \
            topology.kubernetes.io/zone: eu-a, topology.istio.io/subzone: r1}}\n---\n";
     for (namespaces, services, zones, on_nodes) in [
-        (namespace(""), service("", ""), false, false),
-        (namespace(&zone), service("", ""), true, false),
-        (namespace(&node), service("", ""), true, true),
-        (namespace(&annotated("PREFERSAMEZONE")), service("", ""), true, false),
-        (namespace(&node), service(&zone, ""), true, false),
-        (namespace(&zone), service(&any, ""), false, false),
-        (namespace(&any), service("", ""), false, false),
-        (namespace(&node), service("", spec), true, false),
-        (namespace(""), service(&node, spec), true, false),
-        (String::new(), service(&zone, ""), true, false),
+        (shop_namespace(""), annotated_web("", ""), false, false),
+        (shop_namespace(&zone), annotated_web("", ""), true, false),
+        (shop_namespace(&node), annotated_web("", ""), true, true),
+        (shop_namespace(&upper_case_zone), annotated_web("", ""), true, false),
+        (shop_namespace(&node), annotated_web(&zone, ""), true, false),
+        (shop_namespace(&zone), annotated_web(&any, ""), false, false),
+        (shop_namespace(&any), annotated_web("", ""), false, false),
+        (shop_namespace(&node), annotated_web("", spec), true, false),
+        (shop_namespace(""), annotated_web(&node, spec), true, false),
+        (String::new(), annotated_web(&zone, ""), true, false),
     ] {
         let mesh = mesh(&(nodes.clone() + &namespaces + &services));
-        let of = |client: &str| {
+        let [n1, n3] = ["n1", "n3"].map(|client| {
             let priorities = priorities(&seen_by(&mesh, &on_node(client)), &cluster(""));
             ["10.1.1.1", "10.1.1.2"].map(|address| priorities[address])
-        };
+        });
         let text = format!("{namespaces}{services}");
-        assert_eq!(of("n1"), [0, u64::from(zones)], "{text}");
+        assert_eq!(n1, [0, u64::from(zones)], "{text}");
         // 10.1.1.1 is in the zone of n3, and on another node.
-        assert_eq!(of("n3")[0], 0, "{text}");
+        assert_eq!(n3[0], 0, "{text}");
         let labels = mesh.scope(&on_node("n3")).labels;
         assert_eq!(labels.contains_key("kubernetes.io/hostname"), on_nodes, "{text}");
     }

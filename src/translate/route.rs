@@ -290,8 +290,10 @@ fn weighted_clusters(
     let weighted = destinations.iter().filter_map(|to| {
         let weight = u32::try_from(to.weight).ok()?;
         let stays = weight > 0 || keeps_weightless(to, namespace, context);
-        let cluster = || destination(to.destination.as_ref(), namespace, context);
-        stays.then(|| weighted_cluster(cluster(), weight, to))
+        stays.then(|| {
+            let cluster = destination(to.destination.as_ref(), namespace, context);
+            weighted_cluster(cluster, weight, to)
+        })
     });
     weighted.collect()
 }

@@ -237,25 +237,34 @@ fn target(
     view: &ScopeView<'_>,
 ) -> Option<Target> {
     let (namespace, domain) = (rule.namespace(), &view.mesh.config.domain);
-    let cluster = |to: &api::Destination| {
-        let host = resolve(&to.host, namespace, domain);
-        let service = view.service(&host).map(|seen| &*seen.known.service);
-        let number = super::destination_port(to, service, port.number);
-        cluster_name(number, &to.subset, super::canonical_host(&host, service))
-    };
     let first = routes.first().and_then(|route| route.destination.as_ref())?;
     let first_service = view.service(&resolve(&first.host, namespace, domain));
     let first_rule =
         first_service.and_then(|seen| view.destination_rule(seen.known)).map(|rule| &**rule);
     if let [_] = routes {
-        return Some(Target::new(vec![(cluster(first), 1)], first_rule, &first.subset));
+        let cluster = destination_cluster(first, namespace, port, view);
+        return Some(Target::new(vec![(cluster, 1)], first_rule, &first.subset));
     }
     let weighted: Vec<(String, u32)> = routes
         .iter()
         .filter_map(|route| {
-            Some((cluster(route.destination.as_ref()?), u32::try_from(route.weight).ok()?))
+            let cluster = destination_cluster(route.destination.as_ref()?, namespace, port, view);
+            Some((cluster, u32::try_from(route.weight).ok()?))
         })
         .filter(|(_, weight)| *weight > 0)
         .collect();
     (!weighted.is_empty()).then(|| Target::new(weighted, first_rule, ""))
+}
+
+/// The name of a destination's cluster. `namespace` is that of the VirtualService.
+fn destination_cluster(
+    to: &api::Destination,
+    namespace: &str,
+    port: &Port,
+    view: &ScopeView<'_>,
+) -> String {
+    let host = resolve(&to.host, namespace, &view.mesh.config.domain);
+    let service = view.service(&host).map(|seen| &*seen.known.service);
+    let number = super::destination_port(to, service, port.number);
+    cluster_name(number, &to.subset, super::canonical_host(&host, service))
 }

@@ -8,7 +8,7 @@ use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject};
 use serde_json::{Value, json};
 
-use super::object_watch::{ObjectWatch, Seen};
+use crate::source::kubernetes::object_watch::{ObjectWatch, Seen};
 
 /// The name of the Service that the API server calls.
 pub(super) const SERVICE: &str = "weir";

@@ -5,11 +5,8 @@
 //! Both are served over HTTPS on one port, with a certificate that the elected replica makes and renews, or with one from
 //! a folder.
 
-mod certificate;
 mod configuration;
-mod folder;
 mod injection;
-mod object_watch;
 mod review;
 mod rotation;
 mod secret;
@@ -29,10 +26,9 @@ use tokio_rustls::rustls::ServerConfig;
 use crate::admission::Limits;
 use crate::inject;
 use crate::metrics::WebhookMetrics;
+use crate::tls::{self, CertificateError, Presenter, ServedCertificate};
 
-pub(crate) use certificate::{CertificateError, ServedCertificate};
 pub(crate) use configuration::ConfigurationKind;
-pub(crate) use folder::follow as follow_folder;
 pub(crate) use injection::Injector;
 
 pub(crate) use secret::{Issuer, SecretState, follow as follow_secret};
@@ -127,7 +123,7 @@ pub(crate) enum Reporter {
 /// The state that the parts of the webhook share: the certificate that is served, and what is wrong.
 #[derive(Debug)]
 pub(crate) struct Webhook {
-    presented: Arc<certificate::Presenter>,
+    presented: Arc<Presenter>,
     problems: Mutex<BTreeMap<Reporter, String>>,
     health: watch::Sender<Health>,
     metrics: WebhookMetrics,
@@ -149,12 +145,20 @@ impl Webhook {
     /// # Errors
     /// The cryptography offers no version of TLS, which cannot happen.
     pub(crate) fn tls(&self) -> Result<Arc<ServerConfig>, CertificateError> {
-        certificate::server_config(self.presented.clone())
+        tls::server_config(self.presented.clone())
     }
 
     /// What there is to tell about it.
     pub(crate) fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
+    }
+
+    /// Serves a certificate that was read, or reports why it cannot be used. The last good one stays.
+    pub(crate) fn read(&self, certificate: Result<ServedCertificate, String>) {
+        match certificate {
+            Ok(certificate) => self.serve(certificate),
+            Err(problem) => self.report(Reporter::Certificate, problem),
+        }
     }
 
     /// Serves a certificate from the next handshake on. Open connections continue.

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::certificate::{
+use crate::tls::{
     CertificateError, IssuedCertificate, KeyedCertificate, ServedCertificate, issue, still_valid,
 };
 

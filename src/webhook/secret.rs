@@ -14,12 +14,12 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::certificate::{KeyedCertificate, ServedCertificate};
 use super::configuration::{self, Configuration, ConfigurationKind, SERVICE};
-use super::object_watch::{ObjectWatch, Seen};
 use super::rotation::{Contents, Step, Trust, Wanted};
 use super::{Reporter, Webhook};
+use crate::source::kubernetes::object_watch::{ObjectWatch, Seen};
 use crate::source::kubernetes::reason;
+use crate::tls::{KeyedCertificate, ServedCertificate};
 
 /// The name of the Secret.
 pub(crate) const SECRET: &str = "weir-webhook-cert";

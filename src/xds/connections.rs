@@ -69,11 +69,8 @@ impl ProxyStatus {
                 *own = other;
             }
         }
-        let both = |own: Option<MeshRevision>, other: Option<MeshRevision>| {
-            own.zip(other).map(|(own, other)| own.min(other))
-        };
-        self.acked = both(self.acked, other.acked);
-        self.reached = both(self.reached, other.reached);
+        self.acked = self.acked.zip(other.acked).map(|(own, other)| own.min(other));
+        self.reached = self.reached.zip(other.reached).map(|(own, other)| own.min(other));
         self.wanted = self.wanted.max(other.wanted);
         self.resting &= other.resting;
         self.streams.extend(&other.streams);

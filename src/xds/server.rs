@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
@@ -17,6 +17,7 @@ use futures::FutureExt;
 use prost::Message as _;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
@@ -29,6 +30,8 @@ use super::grpc::{self, Outgoing, Requests};
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
+use crate::ca::CertificateService;
+use crate::identity::TokenReviewer;
 use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
@@ -93,33 +96,57 @@ impl Ads {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Serves all services on `listener` until `closing` is cancelled and every stream has ended.
-    pub(crate) async fn serve(self, listener: TcpListener) {
-        let routes = Routes::new(self.service::<Aggregated>())
-            .add_service(self.service::<Clusters>())
-            .add_service(self.service::<Endpoints>())
-            .add_service(self.service::<Listeners>())
-            .add_service(self.service::<RouteTables>())
-            .into_axum_router();
+    /// Serves all services on both ports until `closing` is cancelled and every stream has ended.
+    pub(crate) async fn serve(self, plain: Option<TcpListener>, secure: Option<SecurePort>) {
         let shared = &self.shared;
-        let served = admission::serve(
-            listener,
-            routes,
-            shared.admission.clone(),
-            Protocol::Grpc,
-            shared.closing.clone(),
-        );
+        let plain = async {
+            if let Some(listener) = plain {
+                let routes = self.routes(None).into_axum_router();
+                let (admission, closing) = (shared.admission.clone(), shared.closing.clone());
+                admission::serve(listener, routes, admission, Protocol::Grpc, closing).await;
+            }
+        };
+        let secure = async {
+            if let Some(SecurePort { listener, tls, tokens, certificates }) = secure {
+                let routes = self.routes(Some(tokens)).add_service(certificates);
+                let (routes, protocol) = (routes.into_axum_router(), Protocol::Grpc);
+                let (admission, closing) = (shared.admission.clone(), shared.closing.clone());
+                admission::serve_tls(listener, routes, admission, protocol, tls, closing).await;
+            }
+        };
         tokio::select! {
-            () = served => {}
+            _ = async { tokio::join!(plain, secure) } => {}
             () = shared.turns.run() => {}
         }
         shared.tasks.close();
         shared.tasks.wait().await;
     }
 
-    fn service<P>(&self) -> Service<P> {
-        Service { shared: self.shared.clone(), path: PhantomData }
+    /// The services. Their clients identify themselves if `tokens` are checked.
+    fn routes(&self, tokens: Option<Arc<TokenReviewer>>) -> Routes {
+        Routes::new(self.service::<Aggregated>(&tokens))
+            .add_service(self.service::<Clusters>(&tokens))
+            .add_service(self.service::<Endpoints>(&tokens))
+            .add_service(self.service::<Listeners>(&tokens))
+            .add_service(self.service::<RouteTables>(&tokens))
     }
+
+    fn service<P>(&self, tokens: &Option<Arc<TokenReviewer>>) -> Service<P> {
+        Service { shared: self.shared.clone(), tokens: tokens.clone(), path: PhantomData }
+    }
+}
+
+/// The port on which clients use TLS and identify themselves by tokens.
+#[derive(Debug)]
+pub(crate) struct SecurePort {
+    /// The listener.
+    pub listener: TcpListener,
+    /// The TLS of its connections.
+    pub tls: Arc<ServerConfig>,
+    /// Checks the tokens.
+    pub tokens: Arc<TokenReviewer>,
+    /// Signs certificates for clients.
+    pub certificates: CertificateService,
 }
 
 /// A discovery service of the xDS protocol. Source: Envoy's protocol document, "RPC Services and Methods for Each
@@ -185,6 +212,7 @@ path!(
 #[derive(Clone, Debug)]
 struct Service<P> {
     shared: Arc<Shared>,
+    tokens: Option<Arc<TokenReviewer>>,
     path: PhantomData<fn() -> P>,
 }
 
@@ -208,21 +236,14 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let shared = self.shared.clone();
+        let service = self.clone();
         Box::pin(async move {
             let response = match request.uri().path().rsplit('/').next() {
-                Some(name) if name == P::SOTW => open::<pb::DiscoveryRequest>(
-                    shared,
-                    Variant::Sotw,
-                    P::KIND,
-                    request.map(Body::new),
-                ),
-                Some(name) if name == P::DELTA => open::<pb::DeltaDiscoveryRequest>(
-                    shared,
-                    Variant::Delta,
-                    P::KIND,
-                    request.map(Body::new),
-                ),
+                Some(name) if name == P::SOTW => {
+                    service.open::<pb::DiscoveryRequest>(Variant::Sotw, request.map(Body::new))
+                }
+                Some(name) if name == P::DELTA => service
+                    .open::<pb::DeltaDiscoveryRequest>(Variant::Delta, request.map(Body::new)),
                 _ => Status::unimplemented(format!(
                     "{} has the methods {} and {}",
                     P::NAME,
@@ -255,51 +276,73 @@ impl DiscoveryRequest for pb::DeltaDiscoveryRequest {
 
 type Sender = mpsc::Sender<Result<Outgoing, Status>>;
 
-/// Starts a stream for a bidirectional streaming call.
-fn open<M: DiscoveryRequest>(
-    shared: Arc<Shared>,
-    variant: Variant,
-    kind: Option<ResourceType>,
-    request: http::Request<Body>,
-) -> http::Response<Body> {
-    let (mut head, body) = request.into_parts();
-    let Some(exchange) = head.extensions.remove::<Arc<Exchange>>() else {
-        return Status::internal("the request came past admission").into_http();
-    };
-    let id = shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-    let (sender, frames) = mpsc::channel(WAITING);
-    // The task owns both halves of the stream, so it ends when the client disconnects.
-    let tasks = shared.tasks.clone();
-    tasks.spawn(async move {
-        let served =
-            StreamTask { shared: &shared, exchange: &exchange, id, variant, kind, sender: &sender };
-        let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone())))
-            .catch_unwind()
-            .await;
-        let status = match ended {
-            Ok(Ok(())) => Status::ok(""),
-            Ok(Err(status)) => {
-                tracing::debug!(stream = id, %status, "stream closed");
-                status
-            }
-            Err(_) => {
-                tracing::error!(
-                    stream = id,
-                    "the task of a stream panicked; the proxy will reconnect"
-                );
-                Status::internal("internal error of the stream")
-            }
+impl<P: Path> Service<P> {
+    /// Starts a stream for a bidirectional streaming call.
+    fn open<M: DiscoveryRequest>(
+        self,
+        variant: Variant,
+        request: http::Request<Body>,
+    ) -> http::Response<Body> {
+        let (shared, kind) = (self.shared, P::KIND);
+        let (mut head, body) = request.into_parts();
+        let Some(exchange) = head.extensions.remove::<Arc<Exchange>>() else {
+            return Status::internal("the request came past admission").into_http();
         };
-        shared.connections.remove(id);
-        let farewell = async {
-            let _ = sender.send(Err(status)).await;
-            sender.closed().await;
-        };
-        // Responses that the client has not read by then are dropped.
-        let _ = tokio::time::timeout(FINAL_STATUS_TIMEOUT, farewell).await;
-        exchange.end();
-    });
-    grpc::response(frames)
+        let id = shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let (sender, frames) = mpsc::channel(WAITING);
+        let caller = self.tokens.map_or(Caller::Anonymous, |tokens| Caller::Bearer {
+            tokens,
+            headers: Box::new(head.headers),
+        });
+        // The task owns both halves of the stream, so it ends when the client disconnects.
+        let tasks = shared.tasks.clone();
+        tasks.spawn(async move {
+            let served = StreamTask {
+                shared: &shared,
+                exchange: &exchange,
+                id,
+                variant,
+                kind,
+                caller,
+                sender: &sender,
+            };
+            let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone())))
+                .catch_unwind()
+                .await;
+            let status = match ended {
+                Ok(Ok(())) => Status::ok(""),
+                Ok(Err(status)) => {
+                    tracing::debug!(stream = id, %status, "stream closed");
+                    status
+                }
+                Err(_) => {
+                    tracing::error!(
+                        stream = id,
+                        "the task of a stream panicked; the proxy will reconnect"
+                    );
+                    Status::internal("internal error of the stream")
+                }
+            };
+            shared.connections.remove(id);
+            let farewell = async {
+                let _ = sender.send(Err(status)).await;
+                sender.closed().await;
+            };
+            // Responses that the client has not read by then are dropped.
+            let _ = tokio::time::timeout(FINAL_STATUS_TIMEOUT, farewell).await;
+            exchange.end();
+        });
+        grpc::response(frames)
+    }
+}
+
+/// Who has opened a stream.
+#[derive(Debug)]
+enum Caller {
+    /// Nobody asks.
+    Anonymous,
+    /// Whom the token in these headers names.
+    Bearer { tokens: Arc<TokenReviewer>, headers: Box<http::HeaderMap> },
 }
 
 /// A stream and the state needed to serve it.
@@ -309,6 +352,7 @@ struct StreamTask<'a> {
     id: u64,
     variant: Variant,
     kind: Option<ResourceType>,
+    caller: Caller,
     sender: &'a Sender,
 }
 
@@ -321,6 +365,8 @@ struct Served {
     changed_at: Option<Instant>,
     /// The memory for the proxy's node, in bytes.
     node_bytes: usize,
+    /// When the token of the client expires, if it has one.
+    token_expires: Option<tokio::time::Instant>,
 }
 
 impl StreamTask<'_> {
@@ -362,8 +408,33 @@ impl StreamTask<'_> {
                     leave_at = Some(tokio::time::Instant::now() + leave_after(streams));
                 }
                 () = at(leave_at) => return Err(shutting_down()),
+                () = at(served.token_expires) => return Err(Status::permission_denied(
+                    "the token of this stream has expired; connect with a new one",
+                )),
             }
         }
+    }
+
+    /// Checks that the client may have the configuration of this proxy. Returns when its token expires.
+    async fn identify(&self, proxy: &Proxy) -> Result<Option<tokio::time::Instant>, Status> {
+        let Caller::Bearer { tokens, headers } = &self.caller else {
+            return Ok(None);
+        };
+        let identity = tokio::select! {
+            identity = tokens.identify(headers) => identity.map_err(Status::from),
+            () = self.sender.closed() => Err(Status::cancelled("the client has left")),
+            () = self.exchange.over() => Err(self.revoked()),
+            () = self.shared.closing.cancelled() => Err(shutting_down()),
+        };
+        let identity = identity.inspect_err(|status| {
+            tracing::warn!(proxy = %proxy.id, reason = status.message(), "a client is not served");
+        })?;
+        identity.permits(proxy).map_err(|reason| {
+            tracing::warn!(proxy = %proxy.id, reason, "a client is not served");
+            Status::permission_denied(reason)
+        })?;
+        let left = identity.expires.map(|at| at.duration_since(SystemTime::now()));
+        Ok(left.map(|left| tokio::time::Instant::now() + left.unwrap_or_default()))
     }
 
     /// Begins to serve the proxy that sent this first request.
@@ -372,6 +443,7 @@ impl StreamTask<'_> {
             Status::invalid_argument("the first request of a stream must carry `node`")
         })?;
         let proxy = read_node(node).map_err(|error| not_served(&error))?;
+        let token_expires = self.identify(&proxy).await?;
         self.exchange.makes_sense();
         tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
         if let Some(kind) = self.kind {
@@ -390,6 +462,7 @@ impl StreamTask<'_> {
             status: self.first_status(proxy),
             changed_at: None,
             node_bytes: node.encoded_len().saturating_mul(NODE),
+            token_expires,
         })
     }
 
@@ -432,14 +505,12 @@ impl StreamTask<'_> {
         requests: &mut Requests<M>,
     ) -> Result<Option<M>, Status> {
         let within = self.exchange.limits().first_request;
-        let late = || {
-            Status::deadline_exceeded(format!(
-                "no request arrived within {} s",
-                within.as_secs_f64()
-            ))
-        };
         let first = async {
-            if !tokio::time::timeout(within, requests.begun()).await.map_err(|_| late())?? {
+            let begun = tokio::time::timeout(within, requests.begun()).await.map_err(|_| {
+                let within = within.as_secs_f64();
+                Status::deadline_exceeded(format!("no request arrived within {within} s"))
+            })??;
+            if !begun {
                 return Ok(None);
             }
             self.exchange.is_in_use();

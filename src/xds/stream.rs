@@ -460,8 +460,8 @@ impl Stream {
         // that got any since it resumed.
         let known = clusters.subscribed && (variant == Variant::Delta || clusters.resumed);
         let mut clusters = clusters.reader();
-        let mut version_of = |resource: &Resource| version_for(&mut clusters, resource);
-        let version_of: &mut dyn FnMut(&Resource) -> u64 = &mut version_of;
+        let version_of: &mut dyn FnMut(&Resource) -> u64 =
+            &mut |resource| version_for(&mut clusters, resource);
         endpoints.compare(kind, &view, known.then_some(version_of));
     }
 

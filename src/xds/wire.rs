@@ -24,10 +24,10 @@ pub(crate) fn version_text(version: u64) -> String {
 /// The hexadecimal digits of a version.
 fn version_digits(version: u64) -> [u8; VERSION] {
     let bytes = version.to_be_bytes();
-    let digit = |four: u8| if four < 10 { b'0' + four } else { b'a' + four - 10 };
     std::array::from_fn(|at| {
         let byte = bytes.get(at / 2).copied().unwrap_or_default();
-        digit(if at % 2 == 0 { byte >> 4 } else { byte & 0xf })
+        let four = if at % 2 == 0 { byte >> 4 } else { byte & 0xf };
+        if four < 10 { b'0' + four } else { b'a' + four - 10 }
     })
 }
 

@@ -129,6 +129,11 @@ impl KubeCluster {
         format!("https://127.0.0.1:{}", self.port)
     }
 
+    /// The key in PEM with which the API server signs the tokens of service accounts.
+    pub(crate) fn token_key(&self) -> Vec<u8> {
+        fs::read(self.dir.path().join("certs/apiserver.key")).unwrap()
+    }
+
     /// Runs kubectl as the administrator and returns its output, for commands that may fail.
     pub(crate) fn kubectl(&self, args: &[&str]) -> Output {
         self.run_kubectl(args, "")

@@ -121,7 +121,8 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         status: None,
         peers: None,
         gates_listen: None,
-        xds_listen: any,
+        xds_listen: Some(any),
+        secure: None,
         admin_listen: any,
         mesh: MeshConfig { weights: WeightDelivery::Runtime, ..MeshConfig::default() },
         streams: StreamSettings::default(),
@@ -131,7 +132,8 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
     })
     .await?;
     with_timeout("weir to read its folder", plane.ready()).await?;
-    let bootstrap = sidecar(NAMESPACE, plane.xds_addr().into(), AdsVariant::Delta);
+    let xds = plane.xds_addr().context("weir serves no ADS in plain text")?;
+    let bootstrap = sidecar(NAMESPACE, xds.into(), AdsVariant::Delta);
     let node = bootstrap.node.to_string();
     let file = objects.outside("bootstrap.yaml");
     std::fs::write(&file, bootstrap.to_yaml()?)?;
@@ -139,11 +141,7 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
     envoy.ready(TIMEOUT).await?;
     let revision = plane.revision();
     with_timeout("Envoy to ack its first configuration", plane.live(&node, revision)).await?;
-    print_line(&format!(
-        "weir     ADS on {}, objects in {}",
-        plane.xds_addr(),
-        objects.folder().display()
-    ));
+    print_line(&format!("weir     ADS on {xds}, objects in {}", objects.folder().display()));
     print_line(&format!(
         "Envoy    {} from {} as a sidecar of shop/client-0, my-app on 127.0.0.1:{}",
         binary.version(),

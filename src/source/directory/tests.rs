@@ -204,16 +204,18 @@ fn an_emptied_file_deletes_nothing() {
     assert!(fixture.source_problems().is_empty());
 }
 
+/// Replaces the files of a mounted ConfigMap, as the kubelet does.
+fn mount(fixture: &Fixture, version: &str, files: &[(&str, String)]) {
+    fs::create_dir_all(fixture.path(version).join("sub")).unwrap();
+    files.iter().for_each(|(name, text)| fixture.write(&format!("{version}/{name}"), text));
+    symlink(version, fixture.path("..data_tmp")).unwrap();
+    fixture.rename("..data_tmp", "..data");
+}
+
 #[test]
 fn a_mounted_configmap_changes_atomically() {
-    let dir = |fixture: &Fixture, version: &str, files: &[(&str, String)]| {
-        fs::create_dir_all(fixture.path(version).join("sub")).unwrap();
-        files.iter().for_each(|(name, text)| fixture.write(&format!("{version}/{name}"), text));
-        symlink(version, fixture.path("..data_tmp")).unwrap();
-        fixture.rename("..data_tmp", "..data");
-    };
     let mut fixture = Fixture::new(&[]);
-    dir(
+    mount(
         &fixture,
         "..2024_1",
         &[
@@ -226,7 +228,7 @@ fn a_mounted_configmap_changes_atomically() {
         symlink(format!("..data/{name}"), fixture.path(name)).unwrap();
     }
     assert_eq!(fixture.rescan(), "a=one b=one c=one");
-    dir(
+    mount(
         &fixture,
         "..2024_2",
         &[
@@ -245,7 +247,7 @@ fn a_mounted_configmap_changes_atomically() {
     fs::remove_dir_all(fixture.path("..2024_1")).unwrap();
     assert_eq!(fixture.rescan(), "a=two b=two c=two");
     // The link of a removed key remains for a moment.
-    dir(&fixture, "..2024_3", &[("a.yaml", rule("a", "one")), ("sub/c.yaml", rule("c", "one"))]);
+    mount(&fixture, "..2024_3", &[("a.yaml", rule("a", "one")), ("sub/c.yaml", rule("c", "one"))]);
     assert_eq!(fixture.rescan(), "a=one b=two c=one");
     fs::remove_file(fixture.path("b.yaml")).unwrap();
     fixture.rescan();

@@ -260,18 +260,28 @@ mod tests {
     fn after(state: &mut KindState, events: Vec<Event>) -> Vec<String> {
         let mut out = Vec::new();
         events.into_iter().for_each(|event| state.handle(event, &mut out));
-        let text = |change: &SourceEvent| match change {
+        let texts = out.iter().map(|change| match change {
             SourceEvent::Apply { object, .. } => format!("+{}", object.meta.name),
             SourceEvent::Delete(key) => format!("-{}", key.name),
             SourceEvent::SourceProblems { problems, .. } => format!("trouble {}", problems.len()),
             other => format!("{other:?}"),
-        };
-        out.iter().map(text).collect()
+        });
+        texts.collect()
+    }
+
+    /// A list of one pod.
+    fn list() -> Vec<Event> {
+        vec![Event::Init, Event::Apply(pod("a")), Event::InitDone]
     }
 
     fn failed(verb: Verb, forbidden: bool) -> Event {
         let reason = "so it is".to_owned();
         Event::Failed(Failure { verb, forbidden, unreachable: false, reason })
+    }
+
+    fn unreachable() -> Event {
+        let reason = "refused".to_owned();
+        Event::Failed(Failure { verb: Verb::List, forbidden: false, unreachable: true, reason })
     }
 
     #[test]
@@ -292,11 +302,6 @@ mod tests {
     fn a_kind_is_behind_from_when_its_watch_is_lost_until_what_was_missed_has_arrived() {
         let now = Instant::now();
         let mut state = KindState::new(Kind::Pod, None);
-        let list = || vec![Event::Init, Event::Apply(pod("a")), Event::InitDone];
-        let unreachable = || {
-            let reason = "refused".to_owned();
-            Event::Failed(Failure { verb: Verb::List, forbidden: false, unreachable: true, reason })
-        };
         // Before the first list nothing takes effect anyway.
         after(&mut state, vec![unreachable()]);
         assert!(!state.is_behind(now));
@@ -331,8 +336,8 @@ mod tests {
             after(&mut state, vec![Event::Absent, Event::Absent, Event::Absent]),
             ["trouble 1"]
         );
-        let failed = || failed(Verb::List, false);
-        assert_eq!(after(&mut state, vec![failed(), failed(), failed()]), ["trouble 1"]);
+        let failures = (0..3).map(|_| failed(Verb::List, false)).collect();
+        assert_eq!(after(&mut state, failures), ["trouble 1"]);
         assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), ["trouble 0"]);
         assert_eq!(after(&mut state, vec![Event::Init, Event::InitDone]), [""; 0]);
     }
@@ -340,7 +345,6 @@ mod tests {
     #[test]
     fn a_forbidden_watch_is_one_problem_however_often_the_kind_can_be_listed() {
         let mut state = KindState::new(Kind::Pod, None);
-        let list = || vec![Event::Init, Event::Apply(pod("a")), Event::InitDone];
         assert_eq!(after(&mut state, list()), ["+a"]);
         assert_eq!(after(&mut state, vec![failed(Verb::Watch, true)]), ["trouble 1"]);
         assert_eq!(after(&mut state, list()), ["+a"]);
@@ -351,18 +355,19 @@ mod tests {
         assert_eq!(state.sync().state, SyncState::Synced);
     }
 
+    fn workload_entry(revision: Option<&str>) -> Event {
+        let labels = revision.map(|revision| json!({"istio.io/rev": revision}));
+        Event::Apply(json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
+            "metadata": {"name": "s", "namespace": "shop", "labels": labels},
+            "spec": {"address": "10.0.0.1"},
+        }))
+    }
+
     #[test]
     fn an_object_is_read_while_its_label_names_the_revision_or_none() {
-        let rule = |revision: Option<&str>| {
-            let labels = revision.map(|revision| json!({"istio.io/rev": revision}));
-            Event::Apply(json!({
-                "apiVersion": "networking.istio.io/v1", "kind": "WorkloadEntry",
-                "metadata": {"name": "s", "namespace": "shop", "labels": labels},
-                "spec": {"address": "10.0.0.1"},
-            }))
-        };
         let mut state = KindState::new(Kind::WorkloadEntry, Some("weir".into()));
-        after(&mut state, vec![Event::Init, rule(Some("stable")), Event::InitDone]);
+        after(&mut state, vec![Event::Init, workload_entry(Some("stable")), Event::InitDone]);
         for (revision, expected) in [
             (Some("stable"), None),
             (None, Some("+s")),
@@ -370,10 +375,10 @@ mod tests {
             (Some("stable"), Some("-s")),
             (Some("stable"), None),
         ] {
-            let seen = after(&mut state, vec![rule(revision)]);
+            let seen = after(&mut state, vec![workload_entry(revision)]);
             assert_eq!(seen, expected.into_iter().collect::<Vec<_>>(), "{revision:?}");
         }
         let mut all = KindState::new(Kind::WorkloadEntry, None);
-        assert_eq!(after(&mut all, vec![rule(Some("stable"))]), ["+s"]);
+        assert_eq!(after(&mut all, vec![workload_entry(Some("stable"))]), ["+s"]);
     }
 }

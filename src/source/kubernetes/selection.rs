@@ -69,11 +69,11 @@ impl FromStr for DiscoverySelector {
 /// Splits at the commas outside of parentheses.
 fn split(text: &str) -> Vec<&str> {
     let mut depth = 0_i32;
-    let outside = |character: char| {
+    text.split(|character| {
         depth += i32::from(character == '(') - i32::from(character == ')');
         character == ',' && depth == 0
-    };
-    text.split(outside).collect()
+    })
+    .collect()
 }
 
 fn requirement(text: &str) -> Result<Expression, String> {

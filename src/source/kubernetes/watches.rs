@@ -227,10 +227,9 @@ impl Membership {
         if !self.selects(&labels) {
             return self.selected.remove(&key.name).map(|_| key.name);
         }
-        let member = || {
+        self.selected.entry(key.name).or_insert_with(|| {
             if self.begun { Member::joining() } else { Member::Joined { listed: BTreeMap::new() } }
-        };
-        self.selected.entry(key.name).or_insert_with(member);
+        });
         None
     }
 

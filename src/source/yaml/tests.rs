@@ -311,37 +311,41 @@ fn write(
     lines: &mut Vec<(String, u32)>,
 ) {
     let pad = " ".repeat(indent);
-    let mut child = |head: String, path: String, value: &Value, out: &mut Vec<String>| {
-        let holds = value.as_array().is_some_and(|items| !items.is_empty())
-            || value.as_object().is_some_and(|map| !map.is_empty());
-        let item_is_below = holds && head.ends_with('-');
-        lines
-            .push((path.clone(), u32::try_from(out.len()).unwrap() + 1 + u32::from(item_is_below)));
-        if holds {
-            out.push(head);
-            write(value, indent + 2, &path, out, lines);
-        } else {
-            out.push(format!("{head} {value}"));
-        }
-    };
     match value {
         Value::Array(items) => {
             for (n, item) in items.iter().enumerate() {
-                child(format!("{pad}-"), format!("{path}[{n}]"), item, out);
+                write_child(item, indent, format!("{pad}-"), format!("{path}[{n}]"), out, lines);
             }
         }
         Value::Object(map) => {
             for (key, item) in map {
                 let dot = if path.is_empty() { "" } else { "." };
-                child(
-                    format!("{pad}{}:", Value::from(key.as_str())),
-                    format!("{path}{dot}{key}"),
-                    item,
-                    out,
-                );
+                let head = format!("{pad}{}:", Value::from(key.as_str()));
+                write_child(item, indent, head, format!("{path}{dot}{key}"), out, lines);
             }
         }
         other => out.push(format!("{pad}{other}")),
+    }
+}
+
+/// Writes an item of a list or a member of a map after its `head`.
+fn write_child(
+    value: &Value,
+    indent: usize,
+    head: String,
+    path: String,
+    out: &mut Vec<String>,
+    lines: &mut Vec<(String, u32)>,
+) {
+    let holds = value.as_array().is_some_and(|items| !items.is_empty())
+        || value.as_object().is_some_and(|map| !map.is_empty());
+    let item_is_below = holds && head.ends_with('-');
+    lines.push((path.clone(), u32::try_from(out.len()).unwrap() + 1 + u32::from(item_is_below)));
+    if holds {
+        out.push(head);
+        write(value, indent + 2, &path, out, lines);
+    } else {
+        out.push(format!("{head} {value}"));
     }
 }
 

@@ -3,8 +3,9 @@
 //! Most clients are up to date most of the time. To cost no memory and time for those, only the differences are stored;
 //! they are also what is examined for the next response.
 
-use std::collections::BTreeMap;
-use std::iter;
+use std::collections::{BTreeMap, btree_map};
+use std::iter::{self, Peekable};
+use std::slice;
 use std::sync::Arc;
 
 use super::change::Change;
@@ -181,36 +182,20 @@ impl Acked {
         changes: &[Change],
         names: Option<impl Iterator<Item = &'a Arc<str>>>,
     ) {
-        let mut before = std::mem::take(&mut self.other).into_iter().peekable();
-        self.shared = Some(to.clone());
-        let mut changed =
-            changes.iter().map(|change| (&change.name, AckedState::after(change))).peekable();
-        // All are sorted by name, so each is walked once: this runs for every client's first response.
-        let mut elsewhere = Vec::new();
-        let mut state = |name: &Arc<str>| -> AckedState {
-            elsewhere.extend(iter::from_fn(|| before.next_if(|(other, _)| other < name)));
-            let had = before.next_if(|(other, _)| other == name).map(|(_, state)| state);
-            // Most names are shared, so that their text need not be read.
-            let same = changed.next_if(|(other, _)| Arc::ptr_eq(other, name));
-            if let Some((_, state)) = same {
-                return state;
-            }
-            while let Some((other, state)) = changed.next_if(|(other, _)| *other < name) {
-                elsewhere.push((other.clone(), state));
-            }
-            let change = changed.next_if(|(other, _)| *other == name).map(|(_, state)| state);
-            change.or(had).unwrap_or(AckedState::Absent)
+        let mut states = StatesAfter {
+            before: std::mem::take(&mut self.other).into_iter().peekable(),
+            changes: changes.iter().peekable(),
+            passed: Vec::new(),
         };
+        self.shared = Some(to.clone());
         match names {
             Some(names) => {
                 let mut shared = to.cursor();
-                names.for_each(|name| self.put_over(shared.get(name), name, state(name)));
+                names.for_each(|name| self.put_over(shared.get(name), name, states.get(name)));
             }
             None => {
-                to.iter().for_each(|(name, own)| self.put_over(Some(own), name, state(name)));
-                elsewhere.extend(before);
-                elsewhere.extend(changed.map(|(name, state)| (name.clone(), state)));
-                elsewhere.into_iter().for_each(|(name, state)| self.put_over(None, &name, state));
+                to.iter().for_each(|(name, own)| self.put_over(Some(own), name, states.get(name)));
+                states.rest().for_each(|(name, state)| self.put_over(None, &name, state));
             }
         }
     }
@@ -224,6 +209,38 @@ impl Acked {
         self.other.extend(
             known.into_iter().map(|resource| (resource.name.clone(), AckedState::Known(resource))),
         );
+    }
+}
+
+/// What a client has after it ACKed changes. Names are looked up in their order, in which the earlier states and the
+/// changes are sorted as well, so each is walked once: this runs for every client's first response.
+struct StatesAfter<'a> {
+    before: Peekable<btree_map::IntoIter<Arc<str>, AckedState>>,
+    changes: Peekable<slice::Iter<'a, Change>>,
+    /// The states under names before the last one that were not looked up.
+    passed: Vec<(Arc<str>, AckedState)>,
+}
+
+impl StatesAfter<'_> {
+    fn get(&mut self, name: &Arc<str>) -> AckedState {
+        let Self { before, changes, passed } = self;
+        passed.extend(iter::from_fn(|| before.next_if(|(other, _)| other < name)));
+        let had = before.next_if(|(other, _)| other == name).map(|(_, state)| state);
+        // Most names are shared, so that their text need not be read.
+        if let Some(change) = changes.next_if(|change| Arc::ptr_eq(&change.name, name)) {
+            return AckedState::after(change);
+        }
+        while let Some(change) = changes.next_if(|change| change.name < *name) {
+            passed.push((change.name.clone(), AckedState::after(change)));
+        }
+        let change = changes.next_if(|change| change.name == *name).map(AckedState::after);
+        change.or(had).unwrap_or(AckedState::Absent)
+    }
+
+    /// The states under all names that were not looked up.
+    fn rest(self) -> impl Iterator<Item = (Arc<str>, AckedState)> {
+        let changes = self.changes.map(|change| (change.name.clone(), AckedState::after(change)));
+        self.passed.into_iter().chain(self.before).chain(changes)
     }
 }
 

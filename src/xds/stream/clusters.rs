@@ -176,8 +176,8 @@ impl ClusterStates {
 
     /// Whether all clusters are at rest, or wait for endpoints.
     pub(crate) fn are_settled_or_warm(&self) -> bool {
-        let warms = |state: &Unsettled| *state == Unsettled::Warming;
-        self.draining.is_empty() && self.unsettled.values().all(warms)
+        self.draining.is_empty()
+            && self.unsettled.values().all(|state| *state == Unsettled::Warming)
     }
 
     pub(crate) fn draining(&self) -> &BTreeMap<Arc<str>, Draining> {
@@ -310,11 +310,13 @@ impl Stream {
         let Some(next) = self.endpoints(cluster) else {
             return false;
         };
-        let fails = |has: &Arc<Resource>| has.version != next.version && !has.takes_requests();
         // The client may still answer that it takes those in flight.
-        let in_flight = subscription.in_flight(cluster);
-        let lacks_one = in_flight.is_some_and(|change| change.resource.as_ref().is_none_or(fails))
-            || subscription.acked_resource(cluster).is_some_and(fails);
+        let in_flight = subscription.in_flight(cluster).map(|change| change.resource.as_ref());
+        let acked = subscription.acked_resource(cluster).map(Some);
+        let lacks_one = in_flight
+            .into_iter()
+            .chain(acked)
+            .any(|has| has.is_none_or(|has| has.version != next.version && !has.takes_requests()));
         lacks_one && !subscription.rejects(next) && next.takes_requests()
     }
 

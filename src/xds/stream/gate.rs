@@ -117,10 +117,8 @@ pub(super) fn leaves(old: &Resource, new: &Resource, cluster: &str) -> bool {
     };
     let mut leaves = false;
     old.diff(new, |_, old, new| {
-        let leads = |host: Option<&Arc<EncodedVirtualHost>>| {
-            host.is_some_and(|host| host.receiving.contains(cluster))
-        };
-        leaves |= leads(old) && !leads(new);
+        leaves |= old.is_some_and(|old| old.receiving.contains(cluster))
+            && new.is_none_or(|new| !new.receiving.contains(cluster));
     });
     leaves
 }
@@ -298,21 +296,26 @@ struct KeptHost<'a> {
     after: &'a EncodedVirtualHost,
 }
 
+impl KeptHost<'_> {
+    /// Whether it is the catch-all virtual host of `table`, which has its new version.
+    fn is_catch_all(&self, table: &RouteTable) -> bool {
+        table.catch_all().is_some_and(|host| host.name == self.after.name)
+    }
+}
+
 /// The table with these virtual hosts in their previous version.
 fn with_kept(table: &RouteTable, kept: &[KeptHost<'_>]) -> RouteTable {
     let mut mixed = table.clone();
-    let is_catch_all =
-        |host: &EncodedVirtualHost| table.catch_all().is_some_and(|other| other.name == host.name);
-    for KeptHost { before, after } in kept {
-        if is_catch_all(after) {
-            mixed.set_catch_all(before.cloned());
+    for host in kept {
+        if host.is_catch_all(table) {
+            mixed.set_catch_all(host.before.cloned());
         } else {
-            mixed.set(&after.name, before.cloned());
+            mixed.set(&host.after.name, host.before.cloned());
         }
     }
     let changed: Vec<&Arc<EncodedVirtualHost>> = kept
         .iter()
-        .filter(|kept| !is_catch_all(kept.after))
+        .filter(|kept| !kept.is_catch_all(table))
         .filter_map(|kept| kept.before.filter(|before| before.domains != kept.after.domains))
         .collect();
     if !changed.is_empty() {

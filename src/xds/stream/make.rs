@@ -19,11 +19,10 @@ impl Stream {
                 continue;
             };
             let replaced = self.clusters.replaced(name, resource.version);
-            let mut needs_endpoints = || {
-                let defined = endpoints.as_mut().and_then(|endpoints| endpoints.get(name));
-                defined.is_some() || self.needs_endpoints(name)
-            };
-            if ((change.new && !change.warms) || replaced) && needs_endpoints() {
+            if ((change.new && !change.warms) || replaced)
+                && (endpoints.as_mut().is_some_and(|endpoints| endpoints.get(name).is_some())
+                    || self.needs_endpoints(name))
+            {
                 self.clusters.warm(name.clone());
             }
             if replaced || (change.new && !change.taken) {

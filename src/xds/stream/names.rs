@@ -133,8 +133,8 @@ impl Names {
 
     /// Whether these are the same names, without looking any of them up.
     pub(crate) fn are(&self, names: &[String]) -> bool {
-        let sum = || names.iter().fold(0u64, |sum, name| sum.wrapping_add(hash(name)));
-        names.len() == self.len() && sum() == self.sum
+        names.len() == self.len()
+            && names.iter().fold(0u64, |sum, name| sum.wrapping_add(hash(name))) == self.sum
     }
 
     /// Marks these names as known; those that are not in the set are ignored.
@@ -201,8 +201,9 @@ impl Names {
     /// The known names in order.
     pub(crate) fn known(&self) -> impl Iterator<Item = &Arc<str>> {
         let learned = self.learned.iter().filter(|_| self.has_learned).flat_map(Resources::keys);
-        let is_asked = |name: &&Arc<str>| self.without.is_empty() || !self.without.contains(*name);
-        let mut learned = learned.filter(is_asked).peekable();
+        let mut learned = learned
+            .filter(|name| self.without.is_empty() || !self.without.contains(*name))
+            .peekable();
         let mut others = self.known.iter().peekable();
         std::iter::from_fn(move || match (learned.peek(), others.peek()) {
             (Some(name), Some(other)) if other < name => others.next(),
@@ -249,8 +250,17 @@ mod tests {
         text.into()
     }
 
+    fn owned(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
     fn known(names: &Names) -> Vec<&str> {
         names.known().map(|name| &**name).collect()
+    }
+
+    fn assert_known(names: &Names, texts: &[&str]) {
+        assert_eq!(known(names), texts);
+        assert!(texts.iter().all(|text| names.contains(text)));
     }
 
     #[test]
@@ -260,26 +270,22 @@ mod tests {
         assert!(!names.insert(&name("a"), false) && !names.insert(&name("bb"), true));
         assert_eq!((names.len(), names.bytes(), known(&names)), (2, 3, vec!["a"]));
         assert!(names.contains("a") && names.contains("bb") && !names.contains("c"));
-        let are = |list: &[&str]| {
-            names.are(&list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
-        };
-        assert!(are(&["bb", "a"]) && !are(&["a", "a"]) && !are(&["a"]) && !are(&["a", "c"]));
+        assert!(names.are(&owned(&["bb", "a"])) && !names.are(&owned(&["a", "a"])));
+        assert!(!names.are(&owned(&["a"])) && !names.are(&owned(&["a", "c"])));
         assert!(names.remove("a") && names.remove("bb") && !names.remove("c"));
         assert_eq!((names.len(), names.bytes()), (0, 0));
     }
 
     #[test]
     fn names_added_at_once_are_those_added_one_by_one() {
-        let asked = [("d", true), ("b", false), ("a", true), ("b", false), ("c", true)];
-        let asked = || asked.map(|(text, known)| (name(text), known));
+        let asked = [("d", true), ("b", false), ("a", true), ("b", false), ("c", true)]
+            .map(|(text, known)| (name(text), known));
         let (mut all, mut each) = (Names::default(), Names::default());
-        let new = all.extend(asked().to_vec());
+        let new = all.extend(asked.to_vec());
         assert_eq!(new, ["a", "b", "c", "d"].map(name));
-        asked().iter().for_each(|(name, known)| _ = each.insert(name, *known));
-        let state = |names: &Names| {
-            (names.known.clone(), names.unknown.clone(), names.len, names.bytes, names.sum)
-        };
-        assert_eq!(state(&all), state(&each));
+        asked.iter().for_each(|(name, known)| _ = each.insert(name, *known));
+        assert_eq!((&all.known, &all.unknown), (&each.known, &each.unknown));
+        assert_eq!((all.len, all.bytes, all.sum), (each.len, each.bytes, each.sum));
         let more = vec![(name("e"), true), (name("a"), true)];
         assert_eq!(all.extend(more), [name("e")]);
         assert_eq!(known(&all), ["a", "c", "d", "e"]);
@@ -321,25 +327,21 @@ mod tests {
         all.iter().skip(1).chain(&["old", "new"]).for_each(|text| {
             names.insert(&name(text), *text == "old");
         });
-        let expected = |names: &Names, texts: &[&str]| {
-            assert_eq!(known(names), texts);
-            assert!(texts.iter().all(|text| names.contains(text)));
-        };
         names.learn_from(&resources(&all));
         assert_eq!((names.known.len(), names.without.len(), names.unknown.len()), (1, 1, 1));
-        expected(&names, &[&all[1..], &["old"]].concat());
+        assert_known(&names, &[&all[1..], &["old"]].concat());
         assert!(!names.contains(all[0]) && names.len() == 101);
 
         assert!(names.remove(all[7]) && !names.remove(all[7]) && !names.remove(all[0]));
         assert!(names.insert(&name(all[0]), true) && !names.insert(&name(all[0]), true));
-        expected(&names, &[&all[..7], &all[8..], &["old"]].concat());
+        assert_known(&names, &[&all[..7], &all[8..], &["old"]].concat());
 
         // A name that goes stays asked for, and one that comes is asked for only if it was before.
         names.learn_from(&resources(&[&all[..50], &["new", "other"]].concat()));
-        expected(&names, &[&all[..7], &all[8..], &["new", "old"]].concat());
+        assert_known(&names, &[&all[..7], &all[8..], &["new", "old"]].concat());
         assert!(!names.contains("other") && !names.contains(all[7]));
         names.learn_from(&resources(&all));
-        expected(&names, &[&all[..7], &all[8..], &["new", "old"]].concat());
+        assert_known(&names, &[&all[..7], &all[8..], &["new", "old"]].concat());
         let asked: Vec<String> = known(&names).into_iter().map(str::to_owned).collect();
         assert!(names.are(&asked) && names.len() == asked.len());
         assert_eq!(names.bytes(), asked.iter().map(String::len).sum::<usize>());

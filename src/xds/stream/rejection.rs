@@ -23,8 +23,6 @@ pub(super) fn is_named(message: &str, name: &str) -> bool {
     if name.len() < 3 || name.bytes().all(|byte| byte.is_ascii_digit()) {
         return false;
     }
-    let part_of_name =
-        |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-' | b':');
     message.match_indices(name).any(|(at, _)| {
         let before = message.as_bytes().get(..at).and_then(<[u8]>::last);
         let mut after = message.as_bytes().get(at + name.len()..).unwrap_or_default().iter();
@@ -33,9 +31,14 @@ pub(super) fn is_named(message: &str, name: &str) -> bool {
             Some(b'.' | b':') => after.next(),
             next => next,
         };
-        !before.is_some_and(|byte| part_of_name(*byte) || *byte == b'.')
-            && !next.is_some_and(|byte| part_of_name(*byte))
+        !before.is_some_and(|byte| continues_name(*byte) || *byte == b'.')
+            && !next.is_some_and(|byte| continues_name(*byte))
     })
+}
+
+/// Whether a byte before or after a name makes it a part of a longer one.
+fn continues_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'|' | b'_' | b'-' | b':')
 }
 
 /// The part of a message that is kept.

@@ -304,10 +304,13 @@ impl Stream {
         let wanted = target.get(ResourceType::Route);
         let [_, _, _, routes, _] = &self.types;
         let after = self.settings.routes_follow;
-        let in_route =
-            |(table, host): &HostKey| routes.last_sent(table)?.table()?.find(host)?.weights.clone();
-        let stays = |key: &HostKey, values: &_| is_in_use(routes, wanted, key, values);
-        self.runtime.set(chosen, stays, in_route, now, after);
+        self.runtime.set(
+            chosen,
+            |key, values| is_in_use(routes, wanted, key, values),
+            |(table, host)| routes.last_sent(table)?.table()?.find(host)?.weights.clone(),
+            now,
+            after,
+        );
     }
 
     /// Whether the layer waits for the first endpoint of a cluster that gets weight with it.
@@ -328,11 +331,10 @@ impl Stream {
     /// Forgets which clusters lost their weight once the client has ACKed the layers.
     pub(super) fn settle_runtime(&mut self) {
         let subscription = self.get(ResourceType::Runtime);
-        let has = |layer: &Arc<str>| {
+        let has_all = self.runtime.used.iter().all(|layer| {
             let wanted = self.runtime.resources().get(layer).map(|layer| layer.version);
             subscription.last_sent(layer).map(|layer| layer.version) == wanted
-        };
-        let has_all = self.runtime.used.iter().all(has);
+        });
         if subscription.pending.is_none() && (has_all || subscription.has_rejections()) {
             self.runtime.emptied.clear();
             self.runtime.regained.clear();
@@ -374,13 +376,14 @@ fn is_in_use(
     if routes.in_flight(table).is_some() {
         return true;
     }
-    let find = |resource: Option<&Arc<Resource>>| {
-        resource.and_then(|resource| resource.table()?.find(host).cloned())
-    };
-    let Some(has) = find(routes.last_sent(table)) else {
+    let Some(has) = routes.last_sent(table).and_then(|has| has.table()?.find(host)) else {
         return false;
     };
     // Other sums come with the route, and so replace the values.
     let takes_values = has.weights.as_ref().is_some_and(|own| weights.can_replace(own));
-    takes_values && find(wanted.get(table)).is_none_or(|wanted| wanted.version() != has.version())
+    takes_values
+        && wanted
+            .get(table)
+            .and_then(|wanted| wanted.table()?.find(host))
+            .is_none_or(|wanted| wanted.version() != has.version())
 }

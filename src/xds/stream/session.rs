@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use super::Stream;
 use super::clusters::Draining;
 use super::request::Variant;
-use super::subscription::Subscription;
 use crate::snapshot::{Resource, ResourceType, Snapshot};
 
 /// How long a resuming client may take to request everything that it had. Envoy requests one type after the other
@@ -220,16 +219,16 @@ impl Stream {
     pub(super) fn awaits_routes(&self) -> bool {
         let Some(target) = &self.target else { return false };
         let [clusters, _, listeners, routes, _] = &self.types;
-        let comes = |state: &Subscription, kind| {
-            if state.subscribed { state.expects(target.get(kind)) } else { self.is_early() }
-        };
+        let users = [(listeners, ResourceType::Listener), (routes, ResourceType::Route)];
         let takes_all = clusters.wildcard || self.awaits_clusters();
         self.settings.gated
             && takes_all
             && !self.knows_routes()
             && (self.switch.is_waiting()
-                || comes(listeners, ResourceType::Listener)
-                || comes(routes, ResourceType::Route))
+                || users.into_iter().any(|(state, kind)| match state.subscribed {
+                    true => state.expects(target.get(kind)),
+                    false => self.is_early(),
+                }))
     }
 
     /// The clusters that the new listeners and routes of a resuming client reference, as long as its old ones are

@@ -201,17 +201,15 @@ impl Subscription {
 
     /// Whether an unknown version at the client may become known. `target` is what the client gets in the end.
     pub(crate) fn expects(&self, target: &Resources) -> bool {
-        let open = |name: &Arc<str>| {
-            let rejected = self.rejected.get(name);
-            rejected.is_none_or(|rejection| {
-                target.get(name).is_some_and(|resource| resource.version != rejection.version)
-            })
-        };
         self.pending.is_some()
             || self.owed
             || !self.suspects.is_empty()
             || self.is_unchecked()
-            || self.again.iter().chain(self.acked.unknown()).any(open)
+            || self.again.iter().chain(self.acked.unknown()).any(|name| {
+                self.rejected.get(name).is_none_or(|rejection| {
+                    target.get(name).is_some_and(|resource| resource.version != rejection.version)
+                })
+            })
     }
 
     /// The names that the client has in an unknown version.
@@ -309,15 +307,16 @@ impl Subscription {
     /// Finds out which change was rejected: the only one, those that the message names, or by trying halves.
     fn contain(&mut self, changes: Vec<Change>, message: &str) {
         self.version = None;
-        let sent = || changes.iter().filter_map(|change| change.resource.as_ref());
-        let named: BTreeSet<&str> = sent()
-            .filter(|resource| is_named(message, &resource.name))
-            .map(|resource| &*resource.name)
-            .collect();
-        let count = sent().count();
-        let rejected = |resource: &&Arc<Resource>| count == 1 || named.contains(&*resource.name);
+        let sent: Vec<&Arc<Resource>> =
+            changes.iter().filter_map(|change| change.resource.as_ref()).collect();
+        let rejected: BTreeSet<&str> = if let [only] = sent.as_slice() {
+            BTreeSet::from([&*only.name])
+        } else {
+            let names = sent.iter().map(|resource| &*resource.name);
+            names.filter(|name| is_named(message, name)).collect()
+        };
         let message: Arc<str> = cut(message).into();
-        for resource in sent().filter(rejected) {
+        for &resource in sent.iter().filter(|resource| rejected.contains(&*resource.name)) {
             let had = self.had(&resource.name);
             // Without the version that the client has, its virtual hosts cannot be kept while others are tried.
             let is_known = had != Some(None);
@@ -339,14 +338,14 @@ impl Subscription {
                 self.rejected.insert(resource.name.clone(), rejection);
             }
         }
-        if count == 0 {
+        if sent.is_empty() {
             // A response with nothing but removals has no resource that could be left out of a retry.
             changes.iter().for_each(|change| {
                 self.acked.remove(&change.name);
             });
-        } else if count > 1 && named.is_empty() {
+        } else if rejected.is_empty() {
             let all: Vec<_> =
-                sent().map(|resource| (resource.name.clone(), resource.version)).collect();
+                sent.iter().map(|resource| (resource.name.clone(), resource.version)).collect();
             let (left, right) = all.split_at(all.len() / 2);
             self.suspects.extend([right.to_vec(), left.to_vec()]);
         }
@@ -354,9 +353,11 @@ impl Subscription {
         // this one.
         for change in changes.iter().filter(|change| change.asked) {
             let due = match &change.resource {
-                Some(resource) => !(rejected(&resource) && self.has_version(resource)),
+                Some(resource) => {
+                    !(rejected.contains(&*resource.name) && self.has_version(resource))
+                }
                 // A removal was not what the client rejected.
-                None => count > 0,
+                None => !sent.is_empty(),
             };
             if due {
                 self.again.insert(change.name.clone());
@@ -612,11 +613,11 @@ impl Subscription {
     /// sent for the time being, may have the version that was rejected.
     fn forget_rejections(&mut self, view: &View, delivery: &dyn Delivery) {
         self.rejected.retain(|name, rejection| {
-            let is_rejected = |resource: &Arc<Resource>| resource.version == rejection.version;
-            let meanwhile = || delivery.meanwhile(name).filter(|_| view.has(name));
-            view.get(name).is_some_and(is_rejected)
-                || view.target.get(name).is_some_and(is_rejected)
-                || meanwhile().as_ref().is_some_and(is_rejected)
+            let version = rejection.version;
+            view.get(name).is_some_and(|resource| resource.version == version)
+                || view.target.get(name).is_some_and(|resource| resource.version == version)
+                || (view.has(name)
+                    && delivery.meanwhile(name).is_some_and(|sent| sent.version == version))
         });
     }
 
@@ -634,12 +635,14 @@ impl Subscription {
 
     fn next_trial(&mut self, view: &View) -> Option<Vec<Arc<Resource>>> {
         while let Some(group) = self.suspects.pop() {
-            let still = |(name, version): (Arc<str>, u64)| {
-                view.get(&name)
-                    .filter(|resource| resource.version == version && self.wants(&name))
-                    .cloned()
-            };
-            let group: Vec<_> = group.into_iter().filter_map(still).collect();
+            let group: Vec<_> = group
+                .into_iter()
+                .filter_map(|(name, version)| {
+                    view.get(&name)
+                        .filter(|resource| resource.version == version && self.wants(&name))
+                        .cloned()
+                })
+                .collect();
             if !group.is_empty() {
                 return Some(group);
             }
@@ -664,7 +667,9 @@ impl Subscription {
             self.acked.differing().chain(&again).chain(view.kept.keys()).cloned().collect()
         });
         let (mut later, mut changes) = (BTreeSet::new(), Vec::new());
-        let look = |resource: &Arc<Resource>| {
+        let named = names.iter().flatten().filter(|name| self.wants(name));
+        let all = names.is_none().then(|| self.wanted(view)).into_iter().flatten();
+        named.filter_map(|name| view.get(name)).chain(all).for_each(|resource| {
             let asked = !again.is_empty() && again.remove(&resource.name);
             match self.due(kind, resource, asked, delivery) {
                 Due::Now(version) => {
@@ -674,14 +679,7 @@ impl Subscription {
                 Due::Later if asked => drop(later.insert(resource.name.clone())),
                 Due::Later | Due::Never => {}
             }
-        };
-        match &names {
-            Some(names) => {
-                let wanted = names.iter().filter(|name| self.wants(name));
-                wanted.filter_map(|name| view.get(name)).for_each(look);
-            }
-            None => self.wanted(view).for_each(look),
-        }
+        });
         // SotW cannot remove endpoints and routes: they go with the resource that references them (section "Deleting
         // Resources").
         if variant == Variant::Delta || kind.has_wildcard() {
@@ -733,8 +731,9 @@ impl Subscription {
         }
         // The endpoints that the client has are enough for the change, if they are known.
         let known = self.had(name).flatten().cloned();
-        let meanwhile = || delivery.meanwhile(name).filter(|endpoints| !self.rejects(endpoints));
-        Due::Now(known.or_else(meanwhile).unwrap_or(allowed))
+        let enough =
+            known.or_else(|| delivery.meanwhile(name).filter(|endpoints| !self.rejects(endpoints)));
+        Due::Now(enough.unwrap_or(allowed))
     }
 }
 

@@ -118,12 +118,11 @@ impl Stream {
             return if asks { Stage::Complete } else { Stage::Idle };
         }
         let next_references = self.next_references();
-        let is_needed = |name: &str| {
-            next_references.as_ref().is_none_or(|references| references.contains(name))
-        };
         let clusters =
             self.target.iter().flat_map(|target| target.get(ResourceType::Cluster).keys());
-        let mut needed = clusters.filter(|name| is_needed(name));
+        let mut needed = clusters.filter(|name| {
+            next_references.as_ref().is_none_or(|references| references.contains(*name))
+        });
         if needed.any(|name| self.readiness(name) == ClusterReadiness::Making) {
             Stage::FirstClusters
         } else if asks {
@@ -168,8 +167,13 @@ impl Stream {
                 routes_follow: self.routes_follow(),
                 layer: &self.runtime,
             };
-            let has = |name: &str| subscription.last_sent(name);
-            let chosen = gate::choose(kind, wanted, has, hosts, |cluster| self.readiness(cluster));
+            let chosen = gate::choose(
+                kind,
+                wanted,
+                |name| subscription.last_sent(name),
+                hosts,
+                |cluster| self.readiness(cluster),
+            );
             // A group that changes nothing now, because its virtual hosts wait for clusters, cannot be tried.
             let given = chosen.resources.as_ref().unwrap_or(wanted);
             let untestable: Vec<Arc<str>> = subscription

@@ -63,10 +63,9 @@ impl Trials {
         }
         if named.is_empty() {
             let (left, right) = changed.split_at(changed.len() / 2);
-            let group = |hosts: &[&Arc<EncodedVirtualHost>]| -> Group {
-                hosts.iter().map(|host| (host.name.clone(), host.version())).collect()
-            };
-            trials.groups.extend([group(right), group(left)]);
+            trials.groups.extend([right, left].map(|hosts| {
+                hosts.iter().map(|host| (host.name.clone(), host.version())).collect::<Group>()
+            }));
         }
         for host in named {
             let (version, objects) = (host.version(), host.objects.clone());
@@ -88,14 +87,9 @@ impl Trials {
         self.tables.retain(|name, trials| {
             let table =
                 target.get(name).filter(|_| wants(name)).and_then(|resource| resource.table());
-            let is_current = |host: &str, version: u64| {
-                table
-                    .and_then(|table| table.find(host))
-                    .is_some_and(|host| host.version() == version)
-            };
-            trials.rejected.retain(|host, rejection| is_current(host, rejection.version));
+            trials.rejected.retain(|host, rejection| has_version(table, host, rejection.version));
             for group in &mut trials.groups {
-                group.retain(|host, version| is_current(host, *version));
+                group.retain(|host, version| has_version(table, host, *version));
             }
             trials.groups.retain(|group| !group.is_empty());
             !trials.rejected.is_empty() || !trials.groups.is_empty()
@@ -133,4 +127,9 @@ impl Trials {
             trials.rejected.iter().map(move |(host, rejection)| (table, host, rejection))
         })
     }
+}
+
+/// Whether the table has this version of a virtual host.
+fn has_version(table: Option<&RouteTable>, host: &str, version: u64) -> bool {
+    table.and_then(|table| table.find(host)).is_some_and(|host| host.version() == version)
 }

@@ -52,6 +52,11 @@ matchConditions:
   expression: "!has(object.metadata.annotations) || !('sidecar.istio.io/status' in object.metadata.annotations)"
 {{- end }}
 
+{{- /* Only a ClusterRole lets weir ask whose a token is, so a weir for one namespace does not know. */ -}}
+{{- define "weir.identity" -}}
+{{- if and .Values.identity.enabled (not .Values.serve.onlyNamespace) }}true{{ end }}
+{{- end }}
+
 {{- define "weir.namespacedRules" -}}
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]

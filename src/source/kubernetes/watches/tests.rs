@@ -88,13 +88,18 @@ impl World {
         let selectors = ["env=prod", "team=mesh"].map(|text| text.parse().unwrap());
         let selection =
             Selection { revision: None, namespaces: Namespaces::Matching(Arc::new(selectors)) };
-        let stream = |kind| Stream { kind, events: vec![], list: vec![], started: false };
+        let streams = [Kind::Namespace].into_iter().chain(KINDS).map(|kind| Stream {
+            kind,
+            events: vec![],
+            list: vec![],
+            started: false,
+        });
         let mut watches = Watches::new(&selection);
         watches.kinds.retain(|state| KINDS.contains(&state.kind) || state.kind == Kind::Namespace);
         let mut world = Self {
             version: 1,
             objects: BTreeMap::new(),
-            streams: [Kind::Namespace].into_iter().chain(KINDS).map(stream).collect(),
+            streams: streams.collect(),
             requested: vec![],
             answered: vec![],
             watches,
@@ -191,12 +196,10 @@ impl World {
             return;
         }
         let NamespaceRequest { namespace, ticket, .. } = self.requested.remove(n);
-        let documents = |kind: Kind| self.objects.get(&key(kind, &namespace)).cloned();
-        let listed = |kind: Kind| Listed {
-            version: self.version,
-            documents: documents(kind).into_iter().collect(),
-        };
-        let all = KINDS.map(|kind| (kind, listed(kind)));
+        let all = KINDS.map(|kind| {
+            let document = self.objects.get(&key(kind, &namespace)).cloned();
+            (kind, Listed { version: self.version, documents: document.into_iter().collect() })
+        });
         let kinds = if well { Ok(all.into()) } else { Err("refused".to_owned()) };
         self.answered.push(NamespaceListing { namespace, ticket, kinds });
     }
@@ -239,9 +242,11 @@ impl World {
     }
 
     fn play(&mut self, step: Step) {
-        let labels = |on: bool| if on { json!({"env": "prod"}) } else { json!({"env": "dev"}) };
         match step {
-            Step::Label(n, on) => self.write(key(Kind::Namespace, NAMESPACES[n]), labels(on)),
+            Step::Label(n, on) => {
+                let env = if on { "prod" } else { "dev" };
+                self.write(key(Kind::Namespace, NAMESPACES[n]), json!({ "env": env }));
+            }
             Step::DeleteNamespace(n) => {
                 for kind in KINDS.into_iter().chain([Kind::Namespace]) {
                     self.delete(&key(kind, NAMESPACES[n]));
@@ -283,14 +288,16 @@ impl World {
         }
     }
 
+    fn is_selected(&self, namespace: &str) -> bool {
+        let namespace = self.objects.get(&key(Kind::Namespace, namespace));
+        namespace.is_some_and(|document| document["metadata"]["labels"]["env"] == "prod")
+    }
+
     /// What should be held.
     fn wanted(&self) -> BTreeMap<ObjectKey, i64> {
-        let selected = |namespace: &str| {
-            let namespace = self.objects.get(&key(Kind::Namespace, namespace));
-            namespace.is_some_and(|document| document["metadata"]["labels"]["env"] == "prod")
-        };
         let all = self.objects.iter();
-        let ours = all.filter(|(key, _)| !key.kind.namespaced() || selected(&key.namespace));
+        let ours =
+            all.filter(|(key, _)| !key.kind.namespaced() || self.is_selected(&key.namespace));
         ours.map(|(key, document)| {
             (key.clone(), document["metadata"]["generation"].as_i64().unwrap())
         })

@@ -49,12 +49,11 @@ impl Pending {
     /// The index of a change. Names are usually looked for in their order, so the next one is tried first.
     pub(super) fn find(&self, name: &str) -> Option<usize> {
         let last = self.found.load(Ordering::Relaxed);
-        let is_at = |at: &usize| {
+        let near = [last.saturating_add(1), last].into_iter().find(|at| {
             self.changes
                 .get(*at)
                 .is_some_and(|change| std::ptr::eq(&*change.name, name) || *change.name == *name)
-        };
-        let near = [last.saturating_add(1), last].into_iter().find(is_at);
+        });
         let at = match near {
             Some(at) => at,
             None => self.changes.binary_search_by(|change| (*change.name).cmp(name)).ok()?,

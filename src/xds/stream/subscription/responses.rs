@@ -41,9 +41,9 @@ impl Subscription {
 
     /// The version of all that the client has by name after these changes; `None` if some of it is unknown.
     pub(super) fn version_after(&self, changes: &[Change]) -> Option<u64> {
-        let computed =
-            || self.acked.unknown().next().is_none().then(|| version_of_names(self.taken()));
-        let mut version = self.version.or_else(computed)?;
+        let mut version = self.version.or_else(|| {
+            self.acked.unknown().next().is_none().then(|| version_of_names(self.taken()))
+        })?;
         for change in changes {
             if let Some(had) = self.had(&change.name) {
                 version = version.wrapping_sub(version_of_name(had?));
@@ -76,8 +76,10 @@ impl Subscription {
         if !self.rejects(resource) {
             return Some(resource.clone());
         }
-        let none = || (kind == ResourceType::Endpoints).then(|| empty_endpoints(&resource.name));
-        self.had(&resource.name).flatten().cloned().or_else(none)
+        self.had(&resource.name)
+            .flatten()
+            .cloned()
+            .or_else(|| (kind == ResourceType::Endpoints).then(|| empty_endpoints(&resource.name)))
     }
 
     /// What the client has, with these in their new version.

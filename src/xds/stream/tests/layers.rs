@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::snapshot::RouteTable;
 
 const HOSTS: u32 = 64;
 
@@ -50,8 +51,8 @@ fn client_with(state: Arc<Snapshot>, variant: Variant, layers: &[Arc<str>]) -> C
 fn layers_and_keys(log: &[String]) -> (BTreeSet<&str>, BTreeSet<&str>) {
     let [response] = log else { panic!("{log:?}") };
     let words = response.strip_prefix("rtds ").unwrap().split(' ');
-    let is_layer = |word: &&str| word.starts_with('+');
-    let layers = words.clone().filter(is_layer).map(|word| word.split('=').next().unwrap());
+    let layers = words.clone().filter(|word| word.starts_with('+'));
+    let layers = layers.map(|word| word.split('=').next().unwrap());
     let keys = words.map(|word| word.split_once("=weir").map_or(word, |(_, rest)| rest));
     (layers.collect(), keys.filter(|key| key.contains(".a=") || key.contains(".b=")).collect())
 }
@@ -110,32 +111,37 @@ fn the_values_move_with_the_layers_that_the_client_asks_for() {
 
 #[test]
 fn the_allocations_for_a_weight_hardly_depend_on_the_virtual_hosts() {
-    let allocations = |hosts: u32, layers: &[Arc<str>]| {
-        let first = state_of(hosts, 1, |_| 1);
-        let next = changed(&first);
-        let mut client = client_with(first, Variant::Delta, layers);
-        let measured = allocation_counter::measure(|| {
-            client.stream.on_snapshot(next);
-            let responses = client.stream.responses(client.now);
-            assert_eq!(responses.len(), 1);
-        });
-        measured.count_total
-    };
     for (way, layers) in [("runtime", runtime_layers(Variant::Delta)), ("routes", &[])] {
-        let [few, many] = [16, 1024].map(|hosts| allocations(hosts, layers));
+        let [few, many] = [16, 1024].map(|hosts| allocations_for_a_weight(hosts, layers));
         println!("by {way}: {few} with 16 virtual hosts, {many} with 1024");
         assert!(many <= few + 20, "by {way}: {few} with 16 virtual hosts, {many} with 1024");
         assert!(few <= 100, "by {way}: {few}");
     }
 }
 
+fn allocations_for_a_weight(hosts: u32, layers: &[Arc<str>]) -> u64 {
+    let first = state_of(hosts, 1, |_| 1);
+    let next = changed(&first);
+    let mut client = client_with(first, Variant::Delta, layers);
+    let measured = allocation_counter::measure(|| {
+        client.stream.on_snapshot(next);
+        let responses = client.stream.responses(client.now);
+        assert_eq!(responses.len(), 1);
+    });
+    measured.count_total
+}
+
 /// The state with one other weight, which shares everything else with it.
 fn changed(state: &Snapshot) -> Arc<Snapshot> {
     let other = state_of(16, 2, |n| 1 + u32::from(n == 7));
-    let table = |state: &Snapshot| state.get(Route).get("80").unwrap().table().unwrap().clone();
-    let (mut routes, host) = (table(state), table(&other).get("h7").unwrap().clone());
+    let mut routes = route_table(state).clone();
+    let host = route_table(&other).get("h7").unwrap().clone();
     routes.set(&host.name.clone(), Some(host));
     let mut all = ResourceType::OF_SNAPSHOT.map(|kind| state.get(kind).clone());
     all[Route.index()].insert(Resource::routes("80", routes));
     Arc::new(Snapshot::new(2.into(), all))
+}
+
+fn route_table(state: &Snapshot) -> &RouteTable {
+    state.get(Route).get("80").unwrap().table().unwrap()
 }

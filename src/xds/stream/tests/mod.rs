@@ -37,11 +37,7 @@ impl Client {
     }
 
     fn ask(&mut self, kind: ResourceType, names: &[&str]) {
-        self.send(Request {
-            type_url: kind.type_url().into(),
-            names: owned(names),
-            ..Default::default()
-        });
+        self.send(request_for(kind, names));
     }
 
     fn give(&mut self, snapshot: Arc<Snapshot>) {
@@ -57,15 +53,10 @@ impl Client {
             let nonce = match self.stream.variant {
                 Variant::Delta => {
                     let message = pb::DeltaDiscoveryResponse::decode(frame).unwrap();
-                    let body = |resource: &pb::Resource| {
-                        show(response.kind, &resource.resource.as_ref().unwrap().value)
-                    };
-                    words.extend(
-                        message
-                            .resources
-                            .iter()
-                            .map(|resource| format!("+{}={}", resource.name, body(resource))),
-                    );
+                    words.extend(message.resources.iter().map(|resource| {
+                        let any = resource.resource.as_ref().unwrap();
+                        format!("+{}={}", resource.name, show(response.kind, &any.value))
+                    }));
                     words.extend(message.removed_resources.iter().map(|name| format!("-{name}")));
                     message.nonce
                 }
@@ -120,6 +111,10 @@ fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+fn request_for(kind: ResourceType, names: &[&str]) -> Request {
+    Request { type_url: kind.type_url().into(), names: owned(names), ..Default::default() }
+}
+
 const NOTHING: [&str; 0] = [];
 const V1: Parts<'_> =
     &[(Cluster, "c1", "C1"), (Endpoints, "c1", "E1"), (Listener, "l", "L"), (Route, "80", "a>c1")];
@@ -128,23 +123,21 @@ const V2: Parts<'_> =
 
 /// A delta client that ACKed all of `parts`. Their endpoints belong to the clusters of the same name.
 fn started_with(parts: Parts<'_>) -> Client {
-    let of = |kind: ResourceType| -> Vec<&str> {
-        parts
-            .iter()
-            .filter(|(part_kind, ..)| *part_kind == kind)
-            .map(|(_, name, _)| *name)
-            .collect()
-    };
     let mut client = Client::new(Variant::Delta);
     client.give(snapshot(1, parts));
     client.ask(Cluster, &[]);
-    client.ask(Endpoints, &of(Endpoints));
+    client.ask(Endpoints, &names_of(parts, Endpoints));
     client.ack_all();
     client.ask(Listener, &[]);
-    client.ask(Route, &of(Route));
+    client.ask(Route, &names_of(parts, Route));
     client.ack_all();
     client.take_log();
     client
+}
+
+/// The names of the parts of one type.
+fn names_of<'a>(parts: Parts<'a>, kind: ResourceType) -> Vec<&'a str> {
+    parts.iter().filter(|(other, ..)| *other == kind).map(|(_, name, _)| *name).collect()
 }
 
 fn started() -> Client {
@@ -275,29 +268,31 @@ fn endpoints_removed_by_the_change_that_moves_the_traffic_are_removed_after_it()
     assert_eq!(client.stream.settled(), Some(2.into()));
 }
 
+/// A mesh whose route leads to `c2`, and in which `c1` has these endpoints.
+fn moved_to_c2(revision: u64, c1: &str) -> Arc<Snapshot> {
+    snapshot(
+        revision,
+        &[
+            (Cluster, "c1", "C1"),
+            (Cluster, "c2", "C2"),
+            (Endpoints, "c1", c1),
+            (Endpoints, "c2", "E2"),
+            (Listener, "l", "L"),
+            (Route, "80", "a>c2"),
+        ],
+    )
+}
+
 #[test]
 fn the_last_endpoints_stay_while_the_routes_away_from_them_wait_for_a_cluster() {
-    let state = |revision: u64, c1: &str| {
-        snapshot(
-            revision,
-            &[
-                (Cluster, "c1", "C1"),
-                (Cluster, "c2", "C2"),
-                (Endpoints, "c1", c1),
-                (Endpoints, "c2", "E2"),
-                (Listener, "l", "L"),
-                (Route, "80", "a>c2"),
-            ],
-        )
-    };
     let mut client = started();
-    client.give(state(2, "E1"));
+    client.give(moved_to_c2(2, "E1"));
     assert_eq!(client.take_log(), ["cds +c2=C2"]);
-    client.give(state(3, "E3"));
+    client.give(moved_to_c2(3, "E3"));
     assert_eq!(client.take_log(), ["eds +c1=E3"], "the client may take long to get c2");
     client.ack_all();
     // An empty text reads as an assignment without endpoints.
-    client.give(state(4, ""));
+    client.give(moved_to_c2(4, ""));
     assert_eq!(client.take_log(), NOTHING);
     client.ask(Endpoints, &["c2"]);
     client.ack();
@@ -408,6 +403,14 @@ fn a_listener_that_references_a_cluster_is_held_back_like_a_route() {
     assert_eq!(client.take_log(), ["cds +c2=C2", "eds +c2=E2", "lds +l=L>c2"]);
 }
 
+/// The responses with a new version of `c1` and with its endpoints `E1b`.
+fn cluster_and_endpoints(variant: Variant, cluster: &str) -> [String; 2] {
+    match variant {
+        Variant::Sotw => [format!("cds {cluster}"), "eds E1b".to_owned()],
+        Variant::Delta => [format!("cds +c1={cluster}"), "eds +c1=E1b".to_owned()],
+    }
+}
+
 #[test]
 fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
     for variant in [Variant::Delta, Variant::Sotw] {
@@ -419,20 +422,20 @@ fn a_changed_cluster_gets_its_endpoints_again_so_that_its_warming_ends() {
         client.answer(None, &["c1"]);
         client.take_log();
         client.give(snapshot(2, &[(Cluster, "c1", "C1b"), (Endpoints, "c1", "E1b")]));
-        let sent = |cluster: &str| match variant {
-            Variant::Sotw => [format!("cds {cluster}"), "eds E1b".to_owned()],
-            Variant::Delta => [format!("cds +c1={cluster}"), "eds +c1=E1b".to_owned()],
-        };
         assert_eq!(
             client.take_log(),
-            sent("C1b"),
+            cluster_and_endpoints(variant, "C1b"),
             "Envoy does not ACK the change before it has them"
         );
         client.answer(None, &[]);
         client.answer(None, &["c1"]);
         assert_eq!(client.take_log(), NOTHING);
         client.give(snapshot(3, &[(Cluster, "c1", "C1c"), (Endpoints, "c1", "E1b")]));
-        assert_eq!(client.take_log(), sent("C1c"), "even if they are the same");
+        assert_eq!(
+            client.take_log(),
+            cluster_and_endpoints(variant, "C1c"),
+            "even if they are the same"
+        );
     }
 }
 
@@ -504,21 +507,21 @@ fn a_rejected_resource_is_sent_again_when_it_changes() {
     assert_eq!(client.take_log(), ["cds +c1=good", "eds +c1=E1"]);
 }
 
+/// Five clusters, of which the second has this body.
+fn five_clusters(second: &'static str) -> Vec<(ResourceType, &'static str, &'static str)> {
+    ["first", "second", "third", "fourth", "fifth"]
+        .map(|name| (Cluster, name, if name == "second" { second } else { name }))
+        .to_vec()
+}
+
 /// Rejects responses until only the bad cluster is left out. Returns how often, and what was sent.
-fn contained(variant: Variant, message: &dyn Fn(&str) -> String) -> (usize, Vec<String>, Client) {
-    let names = ["first", "second", "third", "fourth", "fifth"];
-    let parts = |second: &'static str| -> Vec<(ResourceType, &'static str, &'static str)> {
-        names
-            .iter()
-            .map(|name| (Cluster, *name, if *name == "second" { second } else { *name }))
-            .collect()
-    };
+fn contained(variant: Variant, message: &str) -> (usize, Vec<String>, Client) {
     let mut client = Client::new(variant);
-    client.give(snapshot(1, &parts("old")));
+    client.give(snapshot(1, &five_clusters("old")));
     client.ask(Cluster, &[]);
     client.ack();
     client.take_log();
-    let mut all = parts("bad");
+    let mut all = five_clusters("bad");
     all.retain(|(_, name, _)| *name != "fifth");
     all.push((Cluster, "fifth", "new"));
     all.push((Cluster, "sixth", "new"));
@@ -529,7 +532,7 @@ fn contained(variant: Variant, message: &dyn Fn(&str) -> String) -> (usize, Vec<
         let last = client.log.last().unwrap().clone();
         if last.contains("bad") {
             refusals += 1;
-            client.answer(Some(&message("second")), &[]);
+            client.answer(Some(message), &[]);
         } else {
             client.ack();
         }
@@ -539,11 +542,11 @@ fn contained(variant: Variant, message: &dyn Fn(&str) -> String) -> (usize, Vec<
 
 #[test]
 fn a_resource_named_in_a_nack_is_left_out_and_the_others_are_sent() {
-    let message = |name: &str| format!("Error adding/updating cluster(s) {name}: no");
-    let (refusals, log, client) = contained(Variant::Delta, &message);
+    let message = "Error adding/updating cluster(s) second: no";
+    let (refusals, log, client) = contained(Variant::Delta, message);
     assert_eq!((refusals, log.last().unwrap().as_str()), (1, "cds +fifth=new +sixth=new"));
     assert_eq!(client.stream.rejected().len(), 1);
-    let (refusals, log, client) = contained(Variant::Sotw, &message);
+    let (refusals, log, client) = contained(Variant::Sotw, message);
     let last = log.last().unwrap();
     assert_eq!(
         (refusals, last.as_str()),
@@ -556,7 +559,7 @@ fn a_resource_named_in_a_nack_is_left_out_and_the_others_are_sent() {
 #[test]
 fn a_nack_without_a_name_is_narrowed_down_to_one_resource() {
     for variant in [Variant::Delta, Variant::Sotw] {
-        let (refusals, log, client) = contained(variant, &|_| "something is wrong".to_owned());
+        let (refusals, log, client) = contained(variant, "something is wrong");
         assert!((2..=3).contains(&refusals), "{log:?}");
         let rejected = client.stream.rejected();
         assert_eq!((rejected.len(), &*rejected[0].name), (1, "second"), "{variant:?}: {log:?}");
@@ -690,27 +693,23 @@ fn sotw_sends_all_clusters_but_only_the_endpoints_that_changed() {
 #[test]
 fn more_names_than_the_limit_end_the_stream() {
     for variant in [Variant::Sotw, Variant::Delta] {
-        let ask = |stream: &mut Stream, kind: ResourceType, names: &[&str]| {
-            stream.on_request(Request {
-                type_url: kind.type_url().into(),
-                names: owned(names),
-                ..Default::default()
-            })
-        };
         let mut stream =
             Stream::new(variant, StreamSettings { max_names: 3, ..Default::default() });
-        assert_eq!(ask(&mut stream, Endpoints, &["a", "b"]), Ok(None));
+        assert_eq!(stream.on_request(request_for(Endpoints, &["a", "b"])), Ok(None));
         let long = "n".repeat(3 * BYTES_PER_NAME);
         assert!(
-            matches!(ask(&mut stream, Route, &[&long]), Err(RequestError::NamesTooLong { .. })),
+            matches!(
+                stream.on_request(request_for(Route, &[&long])),
+                Err(RequestError::NamesTooLong { .. })
+            ),
             "{variant:?}"
         );
         let mut stream =
             Stream::new(variant, StreamSettings { max_names: 3, ..Default::default() });
-        assert_eq!(ask(&mut stream, Endpoints, &["a", "b"]), Ok(None));
-        assert_eq!(ask(&mut stream, Route, &["80"]), Ok(None));
+        assert_eq!(stream.on_request(request_for(Endpoints, &["a", "b"])), Ok(None));
+        assert_eq!(stream.on_request(request_for(Route, &["80"])), Ok(None));
         assert_eq!(
-            ask(&mut stream, Cluster, &["c"]),
+            stream.on_request(request_for(Cluster, &["c"])),
             Err(RequestError::TooManyNames { limit: 0 }),
             "{variant:?}"
         );

@@ -8,13 +8,14 @@ use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::endpoint::v3 as endpoint;
 use envoy_types::pb::envoy::config::route::v3 as route;
+use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
 use envoy_types::pb::envoy::service::runtime::v3 as runtime;
-use envoy_types::pb::google::protobuf::{UInt32Value, Value, value::Kind};
+use envoy_types::pb::google::protobuf::{UInt32Value, value::Kind};
 use prost::Message;
 
 use crate::snapshot::ResourceType::{Cluster, Endpoints, Route};
 use crate::snapshot::{
-    ClusterRefs, EncodedVirtualHost, Resource, ResourceType, Resources, RouteTable, Snapshot,
+    ClusterRefs, EncodedVirtualHost, Resource, ResourceType, RouteTable, Snapshot,
 };
 
 /// Resources as text: type, name, body. A listener's body may end in `>cluster,cluster`; a route configuration's is
@@ -22,11 +23,11 @@ use crate::snapshot::{
 pub(crate) type Parts<'a> = &'a [(ResourceType, &'a str, &'a str)];
 
 pub(crate) fn snapshot(revision: u64, parts: Parts<'_>) -> Arc<Snapshot> {
-    let of = |kind: ResourceType| -> Resources {
+    let resources = ResourceType::OF_SNAPSHOT.map(|kind| {
         let wanted = parts.iter().filter(|(part, ..)| *part == kind);
         wanted.map(|(_, name, body)| resource(kind, name, body)).collect()
-    };
-    Arc::new(Snapshot::new(revision.into(), ResourceType::OF_SNAPSHOT.map(of)))
+    });
+    Arc::new(Snapshot::new(revision.into(), resources))
 }
 
 pub(crate) fn resource(kind: ResourceType, name: &str, body: &str) -> Arc<Resource> {
@@ -58,29 +59,31 @@ pub(crate) fn next_references(text: &str) -> impl Iterator<Item = &str> {
 const SUM: u32 = 1_000_000;
 
 fn host(text: &str) -> route::VirtualHost {
-    use route::route_action::ClusterSpecifier;
     let name = text.split('>').next().unwrap_or_default().to_owned();
-    let to = |name: &str, specifier: ClusterSpecifier| route::Route {
-        name: name.to_owned(),
-        action: Some(route::route::Action::Route(route::RouteAction {
-            cluster_specifier: Some(specifier),
-            ..Default::default()
-        })),
-        ..Default::default()
-    };
     let routes = match weights(text) {
         Some(clusters) => {
             let runtime_key_prefix = format!("weir.{name}.0");
             let weighted =
                 route::WeightedCluster { clusters, runtime_key_prefix, ..Default::default() };
             let text = text.split('*').next().unwrap_or_default();
-            vec![to(text, ClusterSpecifier::WeightedClusters(weighted))]
+            vec![route_to(ClusterSpecifier::WeightedClusters(weighted), text)]
         }
         None => next_references(text)
-            .map(|cluster| to(text, ClusterSpecifier::Cluster(cluster.to_owned())))
+            .map(|cluster| route_to(ClusterSpecifier::Cluster(cluster.to_owned()), text))
             .collect(),
     };
     route::VirtualHost { domains: vec![name.clone()], name, routes, ..Default::default() }
+}
+
+fn route_to(cluster_specifier: ClusterSpecifier, name: &str) -> route::Route {
+    route::Route {
+        name: name.to_owned(),
+        action: Some(route::route::Action::Route(route::RouteAction {
+            cluster_specifier: Some(cluster_specifier),
+            ..Default::default()
+        })),
+        ..Default::default()
+    }
 }
 
 /// The weights of a virtual host `name>cluster,cluster*NUMBER`: the number for the first cluster, the rest for the second.
@@ -91,15 +94,11 @@ fn weights(text: &str) -> Option<Vec<route::weighted_cluster::ClusterWeight>> {
     if names.len() < 2 || unique.len() < names.len() {
         return None;
     }
-    let weight = |at: usize| match at {
-        0 => number,
-        1 => SUM - number,
-        _ => 0,
-    };
+    let weights = [number, SUM - number].into_iter().chain(std::iter::repeat(0));
     let weighted =
-        names.iter().enumerate().map(|(at, name)| route::weighted_cluster::ClusterWeight {
+        names.iter().zip(weights).map(|(name, value)| route::weighted_cluster::ClusterWeight {
             name: (*name).to_owned(),
-            weight: Some(UInt32Value { value: weight(at) }),
+            weight: Some(UInt32Value { value }),
             ..Default::default()
         });
     Some(weighted.collect())
@@ -123,12 +122,11 @@ fn show_host(host: &route::VirtualHost) -> String {
 /// The text of a runtime layer: its keys with their values.
 fn show_runtime(bytes: &[u8]) -> String {
     let layer = runtime::Runtime::decode(bytes).unwrap().layer.unwrap();
-    let value = |value: &Value| match value.kind {
-        Some(Kind::NumberValue(number)) => number,
+    let values = layer.fields.iter().map(|(key, value)| match value.kind {
+        Some(Kind::NumberValue(number)) => format!("{key}={number}"),
         _ => panic!("a weight is a number"),
-    };
-    let mut all: Vec<String> =
-        layer.fields.iter().map(|(key, number)| format!("{key}={}", value(number))).collect();
+    });
+    let mut all: Vec<String> = values.collect();
     all.sort();
     all.join(" ")
 }
@@ -176,25 +174,26 @@ pub(crate) fn dns_cluster(name: &str, policy: u32) -> Arc<Resource> {
 
 /// Real endpoints of a cluster: one endpoint with this number, or none. Their text is `NAME eNUMBER` or `NAME none`.
 pub(crate) fn endpoints(name: &str, number: Option<u32>, bad: bool) -> Arc<Resource> {
-    let address = |port: u32| core::Address {
-        address: Some(core::address::Address::SocketAddress(core::SocketAddress {
+    let locality = number.or(bad.then_some(1)).map(|port| {
+        let address = core::address::Address::SocketAddress(core::SocketAddress {
             address: if bad { BAD.to_owned() } else { "10.0.0.1".to_owned() },
             port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port)),
             ..Default::default()
-        })),
-    };
-    let member = |port: u32| endpoint::LocalityLbEndpoints {
-        lb_endpoints: vec![endpoint::LbEndpoint {
-            host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
-                endpoint::Endpoint { address: Some(address(port)), ..Default::default() },
-            )),
+        });
+        let address = Some(core::Address { address: Some(address) });
+        endpoint::LocalityLbEndpoints {
+            lb_endpoints: vec![endpoint::LbEndpoint {
+                host_identifier: Some(endpoint::lb_endpoint::HostIdentifier::Endpoint(
+                    endpoint::Endpoint { address, ..Default::default() },
+                )),
+                ..Default::default()
+            }],
             ..Default::default()
-        }],
-        ..Default::default()
-    };
+        }
+    });
     let message = endpoint::ClusterLoadAssignment {
         cluster_name: name.to_owned(),
-        endpoints: number.or(bad.then_some(1)).map(member).into_iter().collect(),
+        endpoints: locality.into_iter().collect(),
         ..Default::default()
     };
     Resource::new(name, message.encode_to_vec().into(), Arc::default())

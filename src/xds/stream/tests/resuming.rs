@@ -4,38 +4,42 @@ use std::collections::BTreeMap;
 
 use super::super::session::ASKS_WITHIN;
 use super::*;
+use crate::snapshot::Resources;
+
+/// The version of a resource as a client reports it.
+fn version(state: &Snapshot, kind: ResourceType, name: &str) -> String {
+    wire::version_text(state.get(kind).get(name).unwrap().version)
+}
+
+/// The first request for a type from a client that resumes with these names and versions.
+fn first_request(variant: Variant, kind: ResourceType, had: &[(&str, String)]) -> Request {
+    let names = had.iter().filter(|_| !kind.has_wildcard()).map(|(name, _)| (*name).to_owned());
+    let request =
+        Request { type_url: kind.type_url().into(), names: names.collect(), ..Default::default() };
+    match variant {
+        Variant::Sotw => Request { version: "1".into(), ..request },
+        Variant::Delta => {
+            let versions = had.iter().map(|(name, version)| ((*name).to_owned(), version.clone()));
+            Request { initial_versions: versions.collect(), ..request }
+        }
+    }
+}
 
 #[test]
 fn a_resuming_client_gets_only_what_it_lacks_and_loses_nothing_before_its_routes_have_moved() {
     let mut client = Client::new(Variant::Delta);
     let state = snapshot(1, V1);
-    let version = |kind: ResourceType, name: &str| {
-        wire::version_text(state.get(kind).get(name).unwrap().version)
-    };
     let endpoints = state.get(Endpoints).get("c1").unwrap().version
         ^ state.get(Cluster).get("c1").unwrap().version.rotate_left(32);
-    let came = |kind: ResourceType, had: &[(&str, String)]| Request {
-        type_url: kind.type_url().into(),
-        names: if kind.has_wildcard() {
-            Vec::new()
-        } else {
-            had.iter().map(|(name, _)| (*name).to_owned()).collect()
-        },
-        initial_versions: had
-            .iter()
-            .map(|(name, version)| ((*name).to_owned(), version.clone()))
-            .collect(),
-        ..Default::default()
-    };
-    let requests = [
-        came(Cluster, &[("c1", version(Cluster, "c1")), ("old", "5".into())]),
-        came(Endpoints, &[("c1", wire::version_text(endpoints)), ("old", "5".into())]),
-        came(Listener, &[("l", version(Listener, "l"))]),
-        came(Route, &[("80", "7".into())]),
+    let had: [(ResourceType, &[(&str, String)]); 4] = [
+        (Cluster, &[("c1", version(&state, Cluster, "c1")), ("old", "5".into())]),
+        (Endpoints, &[("c1", wire::version_text(endpoints)), ("old", "5".into())]),
+        (Listener, &[("l", version(&state, Listener, "l"))]),
+        (Route, &[("80", "7".into())]),
     ];
     client.give(state.clone());
-    for request in requests {
-        client.send(request);
+    for (kind, had) in had {
+        client.send(first_request(Variant::Delta, kind, had));
     }
     assert_eq!(client.take_log(), ["rds +80=a>c1"]);
     client.ack();
@@ -49,32 +53,17 @@ fn a_resuming_client_gets_only_what_it_lacks_and_loses_nothing_before_its_routes
 /// meanwhile.
 fn resumed_from_v1(variant: Variant, next: &Arc<Snapshot>) -> Client {
     let before = snapshot(1, V1);
-    let version = |kind: ResourceType, name: &str| {
-        wire::version_text(before.get(kind).get(name).unwrap().version)
-    };
-    let came = |kind: ResourceType, names: &[&str], had: &[(&str, String)]| match variant {
-        Variant::Sotw => Request {
-            type_url: kind.type_url().into(),
-            names: owned(names),
-            version: "1".into(),
-            ..Default::default()
-        },
-        Variant::Delta => Request {
-            type_url: kind.type_url().into(),
-            names: owned(names),
-            initial_versions: had
-                .iter()
-                .map(|(name, version)| ((*name).to_owned(), version.clone()))
-                .collect(),
-            ..Default::default()
-        },
-    };
+    let had = [
+        (Cluster, "c1", version(&before, Cluster, "c1")),
+        (Endpoints, "c1", "5".into()),
+        (Listener, "l", version(&before, Listener, "l")),
+        (Route, "80", version(&before, Route, "80")),
+    ];
     let mut client = Client::new(variant);
     client.give(next.clone());
-    client.send(came(Cluster, &[], &[("c1", version(Cluster, "c1"))]));
-    client.send(came(Endpoints, &["c1"], &[("c1", "5".into())]));
-    client.send(came(Listener, &[], &[("l", version(Listener, "l"))]));
-    client.send(came(Route, &["80"], &[("80", version(Route, "80"))]));
+    for (kind, name, version) in had {
+        client.send(first_request(variant, kind, &[(name, version)]));
+    }
     client
 }
 
@@ -137,13 +126,12 @@ const WEB_V2: &str = "outbound|80|v2|web";
 
 /// The subset `v1` no longer exists, and the routes lead to `v2`.
 fn moved_to_v2() -> Arc<Snapshot> {
-    let by_name = |all: [Arc<Resource>; 2]| all.into_iter().collect();
     let rest = snapshot(1, &[(Listener, "l", "L"), (Route, "80", &format!("a>{WEB_V2}"))]);
     Arc::new(Snapshot::new(
         1.into(),
         [
-            by_name([cluster(WEB), cluster(WEB_V2)]),
-            by_name([endpoints(WEB), endpoints(WEB_V2)]),
+            Resources::from_iter([cluster(WEB), cluster(WEB_V2)]),
+            Resources::from_iter([endpoints(WEB), endpoints(WEB_V2)]),
             rest.get(Listener).clone(),
             rest.get(Route).clone(),
         ],

@@ -77,21 +77,17 @@ fn a_virtual_host_named_in_a_nack_is_not_searched_for() {
 #[test]
 fn a_rejected_virtual_host_is_found_beside_one_whose_weights_are_runtime_values() {
     for (weighted, other) in [("a", "b"), ("b", "a")] {
-        let give = |client: &mut Client, revision: u64, weight: u32, text: &str| {
-            let hosts = format!("{weighted}>x,y*{weight} {other}>{text}");
-            client.give(snapshot(revision, &[(Route, "80", &hosts)]));
-        };
         let mut client = Client::new(Variant::Delta);
-        give(&mut client, 1, 10, "");
+        client.give(snapshot(1, &[(Route, "80", &format!("{weighted}>x,y*10 {other}>"))]));
         client.ask(Runtime, &[RUNTIME_LAYER]);
         client.ask(Cluster, &[]);
         client.ask(Route, &["80"]);
         client.ack_all();
         client.take_log();
-        give(&mut client, 2, 20, "");
+        client.give(snapshot(2, &[(Route, "80", &format!("{weighted}>x,y*20 {other}>"))]));
         assert!(client.log.iter().all(|sent| sent.starts_with("rtds ")), "{:?}", client.log);
         client.ack_all();
-        give(&mut client, 3, 20, "*bad");
+        client.give(snapshot(3, &[(Route, "80", &format!("{weighted}>x,y*20 {other}>*bad"))]));
         assert!(reject_bad(&mut client) > 0);
         assert_eq!(client.stream.rejected().len(), 1, "{weighted}: {:?}", client.log);
         assert_eq!(client.stream.reached(), Some(3.into()));

@@ -94,15 +94,17 @@ pub(crate) fn is_bad(text: &str) -> bool {
 
 /// The parts of a listener or a route configuration that reference clusters: name and clusters.
 pub(crate) fn references(kind: ResourceType, body: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let to = |text: &str| {
-        next_references(text).filter(|name| !name.is_empty()).map(str::to_owned).collect()
-    };
     if kind != Route {
-        return BTreeMap::from([(String::new(), to(body))]);
+        return BTreeMap::from([(String::new(), cluster_names(body))]);
     }
     body.split_whitespace()
-        .map(|host| (host.split('>').next().unwrap().to_owned(), to(host)))
+        .map(|host| (host.split('>').next().unwrap().to_owned(), cluster_names(host)))
         .collect()
+}
+
+/// The clusters that the text of a listener or virtual host references.
+fn cluster_names(text: &str) -> BTreeSet<String> {
+    next_references(text).filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 impl Envoy {
@@ -400,8 +402,9 @@ impl Envoy {
                 }
             }
         }
-        let there = |name: &String| self.active.contains_key(name) && !self.doubtful.contains(name);
-        self.excused.values_mut().for_each(|clusters| clusters.retain(|name| !there(name)));
+        for clusters in self.excused.values_mut() {
+            clusters.retain(|name| !self.active.contains_key(name) || self.doubtful.contains(name));
+        }
     }
 
     fn apply_endpoints(&mut self, good: &[Got], gone: &[String]) {

@@ -150,15 +150,14 @@ impl Mesh {
     }
 
     pub(crate) fn snapshot(&self, revision: u64) -> Arc<Snapshot> {
-        let bad = |kind: ResourceType, name: &str| self.bad.contains(&(kind, name.to_owned()));
         let mut clusters = vec![resource(Cluster, "fixed", "fixed")];
         let mut assignments = Vec::new();
         for (subset, policy) in &self.clusters {
             let name = cluster_name(*subset);
             let generation = self.generations.get(&subset.0).copied().unwrap_or(0);
             let number = (!self.empty.contains(subset)).then_some(generation + 1);
-            clusters.push(eds_cluster(&name, *policy, bad(Cluster, &name)));
-            assignments.push(endpoints(&name, number, bad(Endpoints, &name)));
+            clusters.push(eds_cluster(&name, *policy, self.is_bad(Cluster, &name)));
+            assignments.push(endpoints(&name, number, self.is_bad(Endpoints, &name)));
         }
         clusters.extend(
             self.external
@@ -172,7 +171,7 @@ impl Mesh {
         let mut listeners = Vec::new();
         let mut routes = Vec::new();
         for (table, mut hosts) in tables {
-            if bad(Route, &table) {
+            if self.is_bad(Route, &table) {
                 hosts += "bad>fixed";
             }
             listeners.push(resource(
@@ -184,13 +183,19 @@ impl Mesh {
         }
         for (number, to) in &self.tcp {
             let name = format!("tcp-{number}");
-            let body = format!("{}{name} tcp>{to}", if bad(Listener, &name) { "bad " } else { "" });
+            let prefix = if self.is_bad(Listener, &name) { "bad " } else { "" };
+            let body = format!("{prefix}{name} tcp>{to}");
             listeners.push(resource(Listener, &name, &body));
         }
         Arc::new(Snapshot::new(
             revision.into(),
             [clusters, assignments, listeners, routes].map(by_name),
         ))
+    }
+
+    /// Whether the client should reject a resource.
+    fn is_bad(&self, kind: ResourceType, name: &str) -> bool {
+        self.bad.contains(&(kind, name.to_owned()))
     }
 }
 

@@ -38,12 +38,14 @@ const SETUPS: [Setup; 8] = [
     Setup { variant: Variant::Sotw, separate: true, layers: 1 },
 ];
 
+fn number_from_env(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
 #[test]
 fn no_route_ever_references_a_cluster_that_its_client_lacks() {
-    let number =
-        |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    let seed = number("WEIR_MODEL_SEED").unwrap_or(1);
-    let steps = number("WEIR_MODEL_STEPS").unwrap_or(STEPS);
+    let seed = number_from_env("WEIR_MODEL_SEED").unwrap_or(1);
+    let steps = number_from_env("WEIR_MODEL_STEPS").unwrap_or(STEPS);
     let mut seen = Seen::default();
     let mut transcript = Xxh3::new();
     for (history, setup) in (0..steps.div_ceil(HISTORY)).zip(SETUPS.into_iter().cycle()) {
@@ -242,16 +244,18 @@ impl World {
                 continue;
             }
             // A client that resumed may have a version that this stream did not send.
-            let had = |name: &String| has.get(&host).is_some_and(|had| had.contains(name));
-            let early = |name: &&String| {
-                !initializes
-                    && !self.envoy.active.contains_key(*name)
-                    && !had(name)
-                    && !self.may_come_early(name)
-                    && self.target().get(Cluster).contains_key(name.as_str())
-                    && !rejected.contains(*name)
-            };
-            let early: Vec<_> = clusters.iter().filter(early).collect();
+            let had = has.get(&host);
+            let early: Vec<_> = clusters
+                .iter()
+                .filter(|name| {
+                    !initializes
+                        && !self.envoy.active.contains_key(*name)
+                        && had.is_none_or(|had| !had.contains(*name))
+                        && !self.may_come_early(name)
+                        && self.target().get(Cluster).contains_key(name.as_str())
+                        && !rejected.contains(*name)
+                })
+                .collect();
             assert!(
                 early.is_empty(),
                 "{host} of {} came before {early:?}\n{}",
@@ -450,17 +454,17 @@ impl World {
         if self.envoy.setup.variant == Variant::Delta {
             return;
         }
-        let known = |cluster: &str| {
-            service_cluster_name(cluster)
-                .is_some_and(|whole| self.target().get(Cluster).contains_key(&whole))
-        };
-        let bad = |cluster: &str| self.wanted(Cluster, cluster).is_some_and(|body| is_bad(&body));
         let lost: Vec<String> = self
             .envoy
             .served_before
             .iter()
             .filter(|name| !sent.iter().any(|got| got.name == **name))
-            .filter(|name| !known(name) || self.blind || bad(name))
+            .filter(|name| {
+                let known = service_cluster_name(name)
+                    .is_some_and(|whole| self.target().get(Cluster).contains_key(&whole));
+                let bad = self.wanted(Cluster, name).is_some_and(|body| is_bad(&body));
+                !known || self.blind || bad
+            })
             .cloned()
             .collect();
         for name in lost {
@@ -521,16 +525,20 @@ impl World {
 
     fn check_clusters(&self) {
         let (envoy, stream) = (&self.envoy, &self.stream);
-        // A stream that ends at the wrong moment may leave a warming cluster next to an active one that is equal (it
-        // changed and changed back), or next to one that the new stream only knows to be removed. Neither does harm.
-        let odd = |name: &str, body: &String| {
-            let kept = stream.clusters.draining().get(name).filter(|kept| kept.endpoints.is_none());
-            let stranger = kept.is_some_and(|kept| kept.cluster.is_none());
+        for (name, body) in &envoy.warming {
+            // A stream that ends at the wrong moment may leave a warming cluster next to an active one that is equal
+            // (it changed and changed back), or next to one that the new stream only knows to be removed. Neither does
+            // harm.
+            let active = envoy.active.get(name);
+            let draining = stream.clusters.draining().get(&**name);
+            let stranger =
+                draining.is_some_and(|kept| kept.endpoints.is_none() && kept.cluster.is_none());
             // A substitute for a cluster that the client has warms for as long as it is kept.
-            stream.clusters.is_substituted(name)
-                || envoy.active.get(name).is_some_and(|active| stranger || active.body == *body)
-        };
-        for (name, _) in envoy.warming.iter().filter(|(name, body)| !odd(name, body)) {
+            if stream.clusters.is_substituted(name)
+                || active.is_some_and(|active| stranger || active.body == *body)
+            {
+                continue;
+            }
             let endpoints = stream.endpoints(name).map(|wanted| show(Endpoints, &wanted.bytes()));
             assert!(endpoints.is_some_and(|body| is_bad(&body)), "{name} warms\n{}", self.state());
         }
@@ -584,18 +592,14 @@ impl World {
             if whole {
                 continue;
             }
-            let is_held = |host: &str| {
-                held.iter()
-                    .any(|held| *held.name == **name && held.virtual_host.as_deref() == Some(host))
-            };
-            let plain = |text: &str, layer: &BTreeMap<String, u32>| -> Vec<String> {
-                let hosts = text.split_whitespace().map(|host| effective(host, layer));
-                let names = |host: &String| host.split('>').next().unwrap().to_owned();
-                // A virtual host that the client rejects does not hold back the others.
-                hosts.filter(|host| !is_held(&names(host)) && names(host) != "bad").collect()
-            };
-            let in_force = plain(body, &self.envoy.runtime());
-            assert_eq!(in_force, plain(&wanted, &BTreeMap::new()), "{}", self.state());
+            let held = held.iter().filter(|held| *held.name == **name);
+            let held: Vec<&str> = held.filter_map(|held| held.virtual_host.as_deref()).collect();
+            assert_eq!(
+                hosts_in_force(body, &self.envoy.runtime(), &held),
+                hosts_in_force(&wanted, &BTreeMap::new(), &held),
+                "{}",
+                self.state()
+            );
         }
         for name in self.envoy.listeners.keys() {
             assert!(
@@ -605,4 +609,17 @@ impl World {
             );
         }
     }
+}
+
+/// The virtual hosts of a route configuration with the weights that are in force under this runtime layer, without those
+/// that are held back.
+fn hosts_in_force(body: &str, layer: &BTreeMap<String, u32>, held: &[&str]) -> Vec<String> {
+    let hosts = body.split_whitespace().map(|host| effective(host, layer));
+    // A virtual host that the client rejects does not hold back the others.
+    hosts
+        .filter(|host| {
+            let name = host.split('>').next().unwrap();
+            name != "bad" && !held.contains(&name)
+        })
+        .collect()
 }

@@ -15,7 +15,7 @@ use crate::source::kubernetes::reason;
 const SETTLED: Duration = Duration::from_secs(3);
 
 /// What a watch of a single object says.
-pub(super) enum Seen<K> {
+pub(crate) enum Seen<K> {
     /// The object as it is now.
     Object(K),
     /// There is none.
@@ -27,7 +27,7 @@ pub(super) enum Seen<K> {
 }
 
 /// A watch of a single object.
-pub(super) struct ObjectWatch<K> {
+pub(crate) struct ObjectWatch<K> {
     events: BoxStream<'static, Result<watcher::Event<K>, watcher::Error>>,
     /// Whether the object is in the list in progress.
     listed: bool,

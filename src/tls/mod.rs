@@ -1,5 +1,7 @@
 //! Makes certificates, reads them, and presents the newest one in TLS handshakes. Private keys are never printed.
 
+mod folder;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,6 +22,8 @@ use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
 use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use x509_parser::parse_x509_certificate;
+
+pub(crate) use folder::follow_folder;
 
 /// The protocols that the listener speaks.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -43,7 +47,7 @@ pub(crate) enum CertificateError {
 
 /// A certificate with its key, both in PEM.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct KeyedCertificate {
+pub(crate) struct KeyedCertificate {
     /// The certificate chain.
     pub certificate: String,
     /// The private key.
@@ -58,14 +62,14 @@ impl fmt::Debug for KeyedCertificate {
 
 /// A certificate, and the authority that has signed it. The authority's key is gone: it signs nothing else.
 #[derive(Clone, Debug)]
-pub(super) struct IssuedCertificate {
+pub(crate) struct IssuedCertificate {
     pub certificate: KeyedCertificate,
     /// The authority's certificate in PEM.
     pub authority: String,
 }
 
 /// Makes an authority, and a certificate for a server with these names.
-pub(super) fn issue(
+pub(crate) fn issue(
     names: &[String],
     now: SystemTime,
     lifetime: Duration,
@@ -132,13 +136,13 @@ impl ServedCertificate {
         Ok(Self { key: Arc::new(key), valid_until })
     }
 
-    pub(super) fn of(pair: &KeyedCertificate) -> Result<Self, CertificateError> {
+    pub(crate) fn of(pair: &KeyedCertificate) -> Result<Self, CertificateError> {
         Self::read(pair.certificate.as_bytes(), pair.key.as_bytes())
     }
 
     /// Whether a client that trusts these authorities, in PEM, accepts it for all of these names. This is the check that
     /// the API server makes.
-    pub(super) fn is_accepted(&self, authorities: &str, names: &[String], now: SystemTime) -> bool {
+    pub(crate) fn is_accepted(&self, authorities: &str, names: &[String], now: SystemTime) -> bool {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(certificates(authorities.as_bytes()).unwrap_or_default());
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -172,7 +176,7 @@ fn valid_until(certificate: &[u8]) -> Option<Timestamp> {
 }
 
 /// The authorities among these, in PEM, that are still valid. What is not a certificate is dropped.
-pub(super) fn still_valid(authorities: &str, now: SystemTime) -> String {
+pub(crate) fn still_valid(authorities: &str, now: SystemTime) -> String {
     const END: &str = "-----END CERTIFICATE-----";
     let now = Timestamp::try_from(now).unwrap_or(Timestamp::UNIX_EPOCH);
     let each = authorities.split_inclusive(END).filter_map(|text| {
@@ -185,7 +189,7 @@ pub(super) fn still_valid(authorities: &str, now: SystemTime) -> String {
 
 /// Presents the newest certificate.
 #[derive(Debug, Default)]
-pub(super) struct Presenter(RwLock<Option<Arc<CertifiedKey>>>);
+pub(crate) struct Presenter(RwLock<Option<Arc<CertifiedKey>>>);
 
 impl Presenter {
     /// Presents another certificate from now on. Returns whether it is another one.
@@ -208,7 +212,7 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 /// TLS without client certificates: what the webhook answers is not secret, and the API server presents none by default.
-pub(super) fn server_config(
+pub(crate) fn server_config(
     presenter: Arc<Presenter>,
 ) -> Result<Arc<ServerConfig>, CertificateError> {
     let builder = ServerConfig::builder_with_provider(provider())

@@ -1,0 +1,192 @@
+//! The flags of the TLS port and of the certificate authority.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Switch, address, seconds};
+use crate::bootstrap::dns_name;
+use crate::ca::{self, CaOptions};
+use crate::control_plane::SecureOptions;
+
+/// The name of weir's Service.
+const SERVICE: &str = "weir";
+
+/// The namespace and the Service by which proxies know Istiod.
+const ISTIO_NAMESPACE: &str = "istio-system";
+const ISTIOD: &str = "istiod";
+
+/// The shortest life of a certificate. It must be renewed in time even if the API server is slow.
+const SHORTEST_LIFETIME: Duration = Duration::from_secs(10);
+
+/// Flags of the TLS port and of the certificate authority.
+#[derive(Debug, clap::Args)]
+pub(super) struct IdentityArgs {
+    /// Whether to serve proxies over TLS, where their service account tokens say who they are, and to sign their
+    /// certificates. Needs --pod-namespace, where the authority is in the Secret cacerts or istio-ca-secret; the elected
+    /// replica makes a root if there is none
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "off")]
+    identity: Switch,
+    /// The address of the ADS listener with TLS [default: port 15012]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
+    tls_listen: Option<SocketAddr>,
+    /// Present the certificate in the files tls.crt and tls.key of this folder on the TLS port, which are read again when
+    /// they change, in place of one that weir signs
+    #[arg(long, value_name = "DIR")]
+    tls_cert_dir: Option<PathBuf>,
+    /// Another name or address by which proxies know weir, for the certificate that it signs for its TLS port; may be
+    /// repeated
+    #[arg(long, value_name = "NAME", value_parser = name_or_address)]
+    tls_name: Vec<String>,
+    /// The trust domain of the identities in certificates [default: the cluster's domain]
+    #[arg(long, value_name = "NAME", value_parser = dns_name)]
+    trust_domain: Option<String>,
+    /// How long the certificates of proxies are valid
+    #[arg(long, value_name = "SECONDS", default_value = "86400", allow_negative_numbers = true, value_parser = lifetime)]
+    certificate_lifetime: Duration,
+    /// How long proxies have to learn of a new root of the authority before certificates are signed by it
+    #[arg(long, value_name = "SECONDS", default_value = "300", allow_negative_numbers = true, value_parser = seconds)]
+    root_delay: Duration,
+}
+
+/// What the flags of others say that identity depends on.
+pub(super) struct Surroundings<'a> {
+    /// The address to listen on by default.
+    pub local: IpAddr,
+    /// The namespace of weir; `None` outside a cluster.
+    pub namespace: Option<&'a str>,
+    /// The cluster's domain.
+    pub domain: &'a str,
+    /// The revision.
+    pub revision: Option<&'a str>,
+    /// The only namespace that is served.
+    pub only: Option<Arc<str>>,
+}
+
+impl IdentityArgs {
+    /// Whether proxies are served over TLS.
+    pub(super) fn is_on(&self) -> bool {
+        self.identity == Switch::On
+    }
+
+    /// The trust domain.
+    pub(super) fn trust_domain(&self, domain: &str) -> String {
+        self.trust_domain.clone().unwrap_or_else(|| domain.to_owned())
+    }
+
+    /// The options; `None` if proxies are served in plain text alone.
+    pub(super) fn options(
+        self,
+        around: &Surroundings<'_>,
+    ) -> anyhow::Result<Option<SecureOptions>> {
+        if !self.is_on() {
+            if self.tls_listen.is_some() || self.tls_cert_dir.is_some() {
+                return Err(crate::cli::usage(
+                    "--tls-listen and --tls-cert-dir need --identity on",
+                ));
+            }
+            return Ok(None);
+        }
+        let Some(namespace) = around.namespace else {
+            return Err(crate::cli::usage(
+                "--identity on needs the Kubernetes API, which checks tokens, and --pod-namespace",
+            ));
+        };
+        let authority = CaOptions {
+            namespace: namespace.to_owned(),
+            trust_domain: self.trust_domain(around.domain),
+            lifetime: self.certificate_lifetime,
+            learn: self.root_delay,
+        };
+        Ok(Some(SecureOptions {
+            listen: self.tls_listen.unwrap_or(SocketAddr::new(around.local, 15012)),
+            names: names(namespace, around.domain, around.revision).chain(self.tls_name).collect(),
+            certificate: self.tls_cert_dir,
+            authority,
+            only: around.only.clone(),
+        }))
+    }
+}
+
+/// The names by which proxies know weir, and those by which they know the Istiod that it replaces.
+fn names(namespace: &str, domain: &str, revision: Option<&str>) -> impl Iterator<Item = String> {
+    let istiod = revision.map(|revision| format!("{ISTIOD}-{revision}.{ISTIO_NAMESPACE}.svc"));
+    let own = format!("{SERVICE}.{namespace}.svc");
+    [format!("{own}.{domain}"), own, format!("{SERVICE}.{namespace}")]
+        .into_iter()
+        .chain([format!("{ISTIOD}.{ISTIO_NAMESPACE}.svc")])
+        .chain(istiod)
+}
+
+fn name_or_address(text: &str) -> Result<String, String> {
+    match text.parse::<IpAddr>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => dns_name(text),
+    }
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text).parse().ok().map(Duration::from_secs);
+    number.filter(|time| (SHORTEST_LIFETIME..=ca::LONGEST_LIFETIME).contains(time)).ok_or_else(
+        || {
+            format!(
+                "expected a number of seconds from {} to {}, such as 86400 or 3600s",
+                SHORTEST_LIFETIME.as_secs(),
+                ca::LONGEST_LIFETIME.as_secs()
+            )
+        },
+    )
+}
+
+/// Reads where to serve ADS in plain text: an address, or `off`.
+pub(super) fn plain(text: &str) -> Result<Plain, String> {
+    match text {
+        "off" => Ok(Plain::Off),
+        _ => address(text).map(Plain::At).map_err(|wrong| format!("{wrong}, or off")),
+    }
+}
+
+/// Where ADS is served in plain text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plain {
+    /// Nowhere.
+    Off,
+    /// At this address.
+    At(SocketAddr),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_names_weir_and_the_istiod_it_replaces() {
+        let names: Vec<_> = names("weir-system", "cluster.local", Some("canary")).collect();
+        assert_eq!(
+            names,
+            [
+                "weir.weir-system.svc.cluster.local",
+                "weir.weir-system.svc",
+                "weir.weir-system",
+                "istiod.istio-system.svc",
+                "istiod-canary.istio-system.svc"
+            ]
+        );
+    }
+
+    #[test]
+    fn the_port_in_plain_text_can_be_off() {
+        assert_eq!(plain("off"), Ok(Plain::Off));
+        assert_eq!(plain("[::]:1"), Ok(Plain::At("[::]:1".parse().unwrap())));
+        assert!(plain("on").unwrap_err().ends_with(", or off"));
+    }
+
+    #[test]
+    fn a_lifetime_is_10_s_to_90_days() {
+        assert_eq!(lifetime("60s"), Ok(Duration::from_secs(60)));
+        for wrong in ["9", "7776001", "-1", "", "1d", "1.5"] {
+            assert!(lifetime(wrong).unwrap_err().contains("from 10 to 7776000"), "{wrong}");
+        }
+    }
+}
