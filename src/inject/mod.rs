@@ -270,6 +270,13 @@ fn with_sidecar(
 ) -> Option<Injected> {
     let mut warnings = std::mem::take(&mut settings.warnings);
     let owner = owner.cloned().or_else(|| Owner::of_pod(view));
+    let is_job = owner.as_ref().is_some_and(|owner| ["Job", "CronJob"].contains(&&*owner.kind));
+    if is_job && !settings.native {
+        warnings.push(
+            "spec: the Job will not end, because an ordinary sidecar keeps running; a native sidecar ends with it"
+                .to_owned(),
+        );
+    }
     let mut pod = pod.clone();
     let top = pod.as_object_mut()?;
     let mut env = Vec::new();

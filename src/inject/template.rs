@@ -20,8 +20,8 @@ pub(super) const CONTAINERS: [&str; 4] = [SIDECAR, REDIRECT, "istio-validation",
 pub(super) const PROXY_ID: u64 = 1337;
 /// The port at which the proxy says whether it is ready.
 const READY_PORT: u16 = 15021;
-/// Ports whose inbound traffic is never redirected: probes and metrics.
-const NOT_REDIRECTED: &str = "15020,15021,15090";
+/// Ports whose inbound traffic is never redirected: tunnels of ambient mode, probes and metrics.
+const NOT_REDIRECTED: &str = "15008,15020,15021,15090";
 /// Where weir's agent is installed.
 const AGENT_FOLDER: &str = "/var/run/weir";
 
@@ -80,14 +80,14 @@ impl Template<'_> {
         }
     }
 
-    /// The init container that redirects traffic, unless the proxy sends or is to get it itself.
+    /// The init container that redirects traffic.
     fn redirect(&self) -> Value {
         let rules = &self.settings.redirect;
         let excluded = match rules.exclude_inbound_ports.as_str() {
             "" => NOT_REDIRECTED.to_owned(),
             more => format!("{NOT_REDIRECTED},{more}"),
         };
-        // The last two are only given if they have a value.
+        // The last three are only given if they have a value.
         let lists = [
             ("--inbound-ports", "-b", &rules.include_inbound_ports, false),
             ("--exclude-inbound-ports", "-d", &excluded, false),

@@ -115,6 +115,26 @@ fn an_ordinary_sidecar_comes_first_if_the_application_waits_for_it() {
 }
 
 #[test]
+fn a_job_does_not_end_while_an_ordinary_sidecar_runs() {
+    for (kind, native, warned) in [
+        ("Job", "false", true),
+        ("CronJob", "false", true),
+        ("Job", "true", false),
+        ("Deployment", "false", false),
+    ] {
+        let pod = annotated(json!({"sidecar.istio.io/nativeSidecar": native}));
+        let owner = Owner {
+            api_version: "batch/v1".to_owned(),
+            kind: kind.to_owned(),
+            name: "web".to_owned(),
+        };
+        let outcome = inject(&pod, "shop", Some(&owner), Chosen::ByWebhook, &Options::default());
+        let Outcome::Injected(result) = outcome else { panic!() };
+        assert_eq!(result.warnings.len(), usize::from(warned), "{kind}: {:?}", result.warnings);
+    }
+}
+
+#[test]
 fn without_interception_nothing_needs_privileges() {
     let pod = injected(
         &annotated(json!({"sidecar.istio.io/interceptionMode": "NONE"})),
@@ -144,7 +164,7 @@ fn annotations_reach_redirection_and_the_agent() {
         [
             "redirect",
             "--inbound-ports=80,443",
-            "--exclude-inbound-ports=15020,15021,15090,9090",
+            "--exclude-inbound-ports=15008,15020,15021,15090,9090",
             "--outbound-ranges=10.0.0.0/8",
             "--exclude-outbound-ranges=10.1.0.0/16",
             "--outbound-ports=5432",
@@ -602,7 +622,7 @@ fn what_is_wrong_is_named_with_its_line_and_field() {
         ]
     );
     let broken = said(&format!("a: 1\n---\nb: [\n---\n{text}"));
-    assert!(broken[0].starts_with("x.yaml:4: column "), "{broken:?}");
+    assert!(broken[0].starts_with("x.yaml:3: column "), "{broken:?}");
     let off = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: lab, labels: {istio-injection: disabled}}\n";
     let skipped = said(&format!("{text}{off}"));
     assert_eq!(

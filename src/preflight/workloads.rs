@@ -143,7 +143,8 @@ impl<'a> Workloads<'a> {
                 };
                 let path = format!("metadata.labels[{label}]");
                 let message = "has Istio inject its sidecars, which Istiod then configures";
-                let advice = "remove the label when the namespace moves";
+                let advice =
+                    "replace it by istio.io/rev with the revision of weir when the namespace moves";
                 found.push(namespace.finding(Level::Step, concerns(), path, message, advice));
             }
         }
@@ -200,7 +201,7 @@ impl Group {
                 Level::Step,
                 String::new(),
                 format!("has a sidecar of Istio's revision `{revision}`, which Istiod configures"),
-                "replace it by an Envoy that starts with `weir bootstrap`",
+                "create the pod again when its namespace has moved, so that weir injects its sidecar",
             ),
             Group::TlsMode => (
                 Level::Step,
