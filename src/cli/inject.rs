@@ -11,6 +11,7 @@ use super::{Switch, domain, usage};
 use crate::bootstrap::{dns_label, dns_name};
 use crate::inject::documents::{Input, Rewritten, rewrite};
 use crate::inject::{Options, ProxyKind, Resources, WEIR_IMAGE, is_amount};
+use crate::mesh::MeshConfig;
 use crate::source::directory;
 use crate::source::yaml::MAX_BYTES;
 
@@ -116,6 +117,25 @@ pub(crate) struct ControlPlaneNames {
     pub trust_domain: String,
     /// Whether weir serves proxies over TLS.
     pub serves_tls: bool,
+}
+
+impl ControlPlaneNames {
+    /// Those of a control plane with this mesh.
+    pub(crate) fn of(
+        mesh: &MeshConfig,
+        namespace: Option<String>,
+        trust_domain: String,
+        serves_tls: bool,
+    ) -> Self {
+        Self {
+            namespace,
+            revision: mesh.revision.clone(),
+            domain: mesh.domain.to_string(),
+            cluster: mesh.cluster.to_string(),
+            trust_domain,
+            serves_tls,
+        }
+    }
 }
 
 impl SidecarArgs {

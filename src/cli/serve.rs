@@ -327,27 +327,19 @@ fn options(args: Args) -> anyhow::Result<Options> {
     };
     let (limits, admin_limits) = limits(&args);
     let only = args.only_namespace.as_deref().map(Arc::from);
-    let namespaces = match args.only_namespace {
-        Some(name) => Namespaces::One(name.into()),
-        None if args.discovery_selector.is_empty() => Namespaces::All,
-        None => Namespaces::Matching(args.discovery_selector.into()),
-    };
+    let namespaces = namespaces(args.only_namespace, args.discovery_selector);
     // Objects in files have no status, and no API server asks about them.
     let in_cluster = args.config_dir.is_none() && !args.objects_from_stdin;
     let namespace = args.status.pod_namespace.clone().filter(|_| in_cluster);
     let mesh = args.mesh.config();
-    let names = ControlPlaneNames {
-        namespace: args.status.pod_namespace.clone(),
-        revision: mesh.revision.clone(),
-        domain: mesh.domain.to_string(),
-        cluster: mesh.cluster.to_string(),
-        trust_domain: args.identity.trust_domain(&mesh.domain),
-        serves_tls: args.identity.is_on(),
-    };
-    let injection = match args.webhook.injection.is_on() {
-        true => Some(args.sidecar.options(names)?),
-        false => None,
-    };
+    let names = ControlPlaneNames::of(
+        &mesh,
+        args.status.pod_namespace.clone(),
+        args.identity.trust_domain(&mesh.domain),
+        args.identity.is_on(),
+    );
+    let injection = args.webhook.injection.is_on().then(|| args.sidecar.options(names));
+    let injection = injection.transpose()?;
     let webhook = args.webhook.options(local, namespace.as_deref(), injection)?;
     let anonymous = anonymous(args.xds_listen, local, args.identity.is_on());
     let secure = args.identity.options(&Surroundings {
@@ -388,6 +380,15 @@ fn options(args: Args) -> anyhow::Result<Options> {
         limits,
         admin_limits,
     })
+}
+
+/// The namespaces whose objects are read.
+fn namespaces(only: Option<String>, selectors: Vec<DiscoverySelector>) -> Namespaces {
+    match only {
+        Some(name) => Namespaces::One(name.into()),
+        None if selectors.is_empty() => Namespaces::All,
+        None => Namespaces::Matching(selectors.into()),
+    }
 }
 
 /// Where proxies are served in plain text; `None` if nowhere.

@@ -98,7 +98,9 @@ impl Container {
             None => {
                 let path = format!("{}.{member}.{kind}.port", self.path);
                 let port = action.get("port").unwrap_or(&Value::Null);
-                doubts.push(format!("{path}: is {port}; the container has no port of that name"));
+                doubts.push(format!(
+                    "{path}: is {port}; expected a port, or the name of one of the container"
+                ));
                 return;
             }
         };
@@ -119,15 +121,16 @@ impl Container {
         handler.insert("httpGet".to_owned(), Value::Object(request));
     }
 
-    /// The number of the port that a handler names.
+    /// The number of the port that a handler names. What is none stays for the API server to refuse.
     fn port(&self, action: &Map<String, Value>) -> Option<u64> {
-        match action.get("port")? {
+        let number = match action.get("port")? {
             Value::Number(number) => number.as_u64(),
             Value::String(name) => {
                 let named = self.ports.iter().find(|(known, _)| known == name);
                 named.map(|(_, number)| *number).or_else(|| name.parse().ok())
             }
             _ => None,
-        }
+        };
+        number.filter(|number| (1..=65_535).contains(number))
     }
 }

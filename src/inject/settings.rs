@@ -87,6 +87,12 @@ impl Settings {
         let interception = annotations.read("sidecar.istio.io/interceptionMode", |text| {
             Interception::parse(text).ok_or(Interception::EXPECTED)
         });
+        let merge_prometheus = annotations
+            .read("prometheus.istio.io/merge-metrics", truth)
+            .unwrap_or(options.merge_prometheus);
+        if merge_prometheus {
+            annotations.check("prometheus.io/port", metrics_port);
+        }
         let settings = Self {
             kind,
             image,
@@ -103,9 +109,7 @@ impl Settings {
             rewrite_probes: annotations
                 .read("sidecar.istio.io/rewriteAppHTTPProbers", truth)
                 .unwrap_or(options.rewrite_probes),
-            merge_prometheus: annotations
-                .read("prometheus.istio.io/merge-metrics", truth)
-                .unwrap_or(options.merge_prometheus),
+            merge_prometheus,
             config,
             volumes: annotations.map("sidecar.istio.io/userVolume"),
             mounts: annotations.map("sidecar.istio.io/userVolumeMount"),
@@ -272,6 +276,11 @@ fn only_sidecar(text: &str) -> Result<(), &'static str> {
 
 fn agent_port(text: &str) -> Result<(), &'static str> {
     if text.parse() == Ok(AGENT_PORT) { Ok(()) } else { Err("15020, which is not configurable") }
+}
+
+fn metrics_port(text: &str) -> Result<(), &'static str> {
+    let is_port = text.parse::<u16>().is_ok_and(|port| port > 0);
+    if is_port { Ok(()) } else { Err("a port from 1 to 65535") }
 }
 
 /// As Go's `strconv.ParseBool`.
@@ -450,9 +459,18 @@ mod tests {
         }
     }
 
+    /// Each of these values is refused, with what is expected.
+    fn are_refused(cases: &[(&str, &str, &str)]) {
+        for (name, value, said) in cases {
+            let found = read(json!({*name: value})).unwrap_err();
+            let begin = format!("metadata.annotations[{name}]: is `{value}`; ");
+            assert!(found.starts_with(&begin) && found.contains(said), "{found}");
+        }
+    }
+
     #[test]
-    fn wrong_annotations_are_named_with_what_would_be_right() {
-        for (name, value, said) in [
+    fn wrong_annotations_about_redirection_are_named_with_what_would_be_right() {
+        are_refused(&[
             (
                 "traffic.sidecar.istio.io/includeInboundPorts",
                 "80,http",
@@ -491,6 +509,12 @@ mod tests {
                 "a-very-long-interface",
                 "expected names of",
             ),
+        ]);
+    }
+
+    #[test]
+    fn other_wrong_annotations_are_named_with_what_would_be_right() {
+        are_refused(&[
             ("sidecar.istio.io/interceptionMode", "TPROXY", "expected REDIRECT or NONE"),
             ("sidecar.istio.io/proxyCPU", "1 core", "expected an amount such as 100m"),
             ("sidecar.istio.io/proxyMemoryLimit", "1gi", "expected an amount such as 100m"),
@@ -502,11 +526,7 @@ mod tests {
             ("inject.istio.io/templates", "gateway", "expected sidecar"),
             ("readiness.status.sidecar.istio.io/periodSeconds", "0", "expected a number from 1"),
             ("weir.dev/proxy", "nginx", "expected envoy or istio-proxy"),
-        ] {
-            let found = read(json!({name: value})).unwrap_err();
-            let begin = format!("metadata.annotations[{name}]: is `{value}`; ");
-            assert!(found.starts_with(&begin) && found.contains(said), "{found}");
-        }
+        ]);
         let both =
             json!({"sidecar.istio.io/proxyCPU": "2", "sidecar.istio.io/proxyCPULimit": "1500m"});
         let found = read(both).unwrap_err();

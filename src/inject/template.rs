@@ -22,6 +22,8 @@ pub(super) const PROXY_ID: u64 = 1337;
 const READY_PORT: u16 = 15021;
 /// Ports whose inbound traffic is never redirected: tunnels of ambient mode, probes and metrics.
 const NOT_REDIRECTED: &str = "15008,15020,15021,15090";
+/// The cluster's domain that weir's agent assumes.
+const USUAL_DOMAIN: &str = "cluster.local";
 /// Where weir's agent is installed.
 const AGENT_FOLDER: &str = "/var/run/weir";
 
@@ -157,6 +159,9 @@ impl Template<'_> {
         let Self { settings, options, .. } = self;
         let agent = format!("{AGENT_FOLDER}/weir");
         let mut args = texts(["agent", "run", "--interception", settings.interception.as_str()]);
+        if options.domain != USUAL_DOMAIN {
+            args.extend(["--domain".to_owned(), options.domain.clone()]);
+        }
         if let Some(threads) = self.concurrency() {
             args.extend(["--concurrency".to_owned(), threads.to_string()]);
         }

@@ -337,6 +337,7 @@ fn probes_of_the_application_go_through_the_agent() {
 fn a_probe_that_the_agent_cannot_take_stays() {
     for (probe, warned) in [
         (json!({"httpGet": {"path": "/", "port": "nothing"}}), true),
+        (json!({"httpGet": {"path": "/", "port": 70_000}}), true),
         (json!({"httpGet": {"path": "/", "port": 80, "host": "other"}}), false),
         (json!({"httpGet": {"path": "/", "port": 15020}}), false),
     ] {
@@ -344,8 +345,11 @@ fn a_probe_that_the_agent_cannot_take_stays() {
         pod["spec"]["containers"][0]["livenessProbe"] = probe.clone();
         let Outcome::Injected(result) = outcome(&pod, &Options::default()) else { panic!() };
         assert_eq!(result.pod["spec"]["containers"][0]["livenessProbe"], probe);
-        let expected = "spec.containers[0].livenessProbe.httpGet.port: is \"nothing\"; the container has no port of that name";
-        let expected: &[&str] = if warned { &[expected] } else { &[] };
+        let expected = format!(
+            "spec.containers[0].livenessProbe.httpGet.port: is {}; expected a port, or the name of one of the container",
+            probe["httpGet"]["port"]
+        );
+        let expected: &[String] = if warned { &[expected] } else { &[] };
         assert_eq!(result.warnings, expected);
     }
 }
@@ -365,6 +369,12 @@ fn prometheus_is_pointed_to_the_agent_only_if_asked() {
     let pod = injected(&app(), &merging);
     assert_eq!(pod["metadata"]["annotations"]["prometheus.io/path"], "/stats/prometheus");
     assert_eq!(env(&pod, "ISTIO_PROMETHEUS_ANNOTATIONS"), None);
+    let (problems, asked) = refused(&annotated(json!({
+        "prometheus.istio.io/merge-metrics": "true", "prometheus.io/port": "metrics",
+    })));
+    let said =
+        "metadata.annotations[prometheus.io/port]: is `metrics`; expected a port from 1 to 65535";
+    assert_eq!((problems, asked), (vec![said.to_owned()], true));
     let pod = injected(&annotated(json!({"prometheus.io/scrape": "false"})), &merging);
     assert_eq!(pod["metadata"]["annotations"]["prometheus.io/port"], Value::Null);
 }
