@@ -29,6 +29,7 @@ mod identity;
 mod injection;
 mod kube_envoy;
 mod kube_harness;
+mod log;
 mod manifests;
 mod replicas;
 mod rollouts;

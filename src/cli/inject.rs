@@ -151,7 +151,6 @@ impl SidecarArgs {
             ));
         }
         let namespace = names.namespace.as_deref().unwrap_or("weir-system");
-        let amount = |text: String| (text != NONE).then_some(text);
         Ok(Options {
             proxy: self.proxy,
             proxy_image: self.proxy_image,
@@ -163,10 +162,10 @@ impl SidecarArgs {
             }),
             xds_tls: tls,
             resources: Resources {
-                cpu: amount(self.proxy_cpu),
-                memory: amount(self.proxy_memory),
-                cpu_limit: amount(self.proxy_cpu_limit),
-                memory_limit: amount(self.proxy_memory_limit),
+                cpu: unless_none(self.proxy_cpu),
+                memory: unless_none(self.proxy_memory),
+                cpu_limit: unless_none(self.proxy_cpu_limit),
+                memory_limit: unless_none(self.proxy_memory_limit),
             },
             rewrite_probes: self.rewrite_probes.is_on(),
             merge_prometheus: self.merge_prometheus.is_on(),
@@ -181,6 +180,10 @@ impl SidecarArgs {
 
 /// Stands for no amount.
 const NONE: &str = "none";
+
+fn unless_none(amount: String) -> Option<String> {
+    (amount != NONE).then_some(amount)
+}
 
 fn amount(text: &str) -> Result<String, String> {
     if text == NONE || is_amount(text) {

@@ -9,6 +9,7 @@ pub(crate) mod dump;
 mod envoy;
 pub(crate) mod explain;
 pub(crate) mod inject;
+mod log;
 pub mod objects;
 pub(crate) mod preflight;
 mod program;

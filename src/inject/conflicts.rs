@@ -77,12 +77,9 @@ fn ports(path: &str, container: &Map<String, Value>, problems: &mut Vec<Problem>
 
 /// The traffic of the proxy's user and group is not redirected, so a container that runs as one of them would get none.
 fn users(pod: &PodView<'_>, problems: &mut Vec<Problem>) {
-    let member = |of: &Map<String, Value>, name: &str| {
-        of.get("securityContext")?.get(name).and_then(Value::as_u64)
-    };
     for name in ["runAsUser", "runAsGroup"] {
         for (path, container) in pod.all_containers() {
-            let (at, id) = match (member(container, name), member(pod.spec, name)) {
+            let (at, id) = match (security(container, name), security(pod.spec, name)) {
                 (Some(id), _) => (format!("{path}.securityContext.{name}"), id),
                 (None, Some(id)) => (format!("spec.securityContext.{name}"), id),
                 (None, None) => continue,
@@ -94,4 +91,9 @@ fn users(pod: &PodView<'_>, problems: &mut Vec<Problem>) {
             }
         }
     }
+}
+
+/// A number in the security context of a pod or container.
+fn security(of: &Map<String, Value>, name: &str) -> Option<u64> {
+    of.get("securityContext")?.get(name).and_then(Value::as_u64)
 }

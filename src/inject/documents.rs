@@ -129,34 +129,41 @@ fn is_blank(line: &str) -> bool {
 fn parts<'a>(input: &'a Input, notes: &mut Vec<Note>) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     let (mut start, mut at, mut line, mut first_line) = (0, 0, 0u32, 0u32);
-    let mut cut = |range: std::ops::Range<usize>, before: u32| {
-        let Some(text) = input.text.get(range).filter(|text| !text.is_empty()) else { return };
-        let document = match read(text) {
-            Ok(document) => document,
-            Err(error) => {
-                let text = format!("column {}: {}", error.column, error.message);
-                let (file, line) = (input.file.clone(), before + error.line);
-                notes.push(Note { file, line, object: String::new(), text, is_error: true });
-                None
-            }
-        };
-        parts.push(Part { text, before, document });
-    };
     for text in input.text.split_inclusive('\n') {
         let bare = text.trim_end_matches(['\n', '\r']);
         if is_marker(bare) {
-            cut(start..at, first_line);
+            parts.extend(part(input, start..at, first_line, notes));
             (start, first_line) = (at, line);
         }
         at += text.len();
         line = line.saturating_add(1);
         if is_end(bare) {
-            cut(start..at, first_line);
+            parts.extend(part(input, start..at, first_line, notes));
             (start, first_line) = (at, line);
         }
     }
-    cut(start..at, first_line);
+    parts.extend(part(input, start..at, first_line, notes));
     parts
+}
+
+/// The part in a range of a text, after so many lines; `None` if it is empty.
+fn part<'a>(
+    input: &'a Input,
+    range: std::ops::Range<usize>,
+    before: u32,
+    notes: &mut Vec<Note>,
+) -> Option<Part<'a>> {
+    let text = input.text.get(range).filter(|text| !text.is_empty())?;
+    let document = match read(text) {
+        Ok(document) => document,
+        Err(error) => {
+            let text = format!("column {}: {}", error.column, error.message);
+            let (file, line) = (input.file.clone(), before + error.line);
+            notes.push(Note { file, line, object: String::new(), text, is_error: true });
+            None
+        }
+    };
+    Some(Part { text, before, document })
 }
 
 /// The document of a part, if there is one.
@@ -209,8 +216,8 @@ impl Item<'_> {
 
 /// The objects of a document: itself, or the members of a list, each with its path.
 fn items(document: &Value) -> Vec<(Option<usize>, Item<'_>)> {
-    let member = |name: &str| document.get(name).and_then(Value::as_str).unwrap_or_default();
-    let (api_version, kind) = (member("apiVersion"), member("kind"));
+    let (api_version, kind) = (member(document, "apiVersion"), member(document, "kind"));
+    let (api_version, kind) = (api_version.unwrap_or_default(), kind.unwrap_or_default());
     let list = document.get("items").and_then(Value::as_array);
     match (kind.strip_suffix("List"), list) {
         (Some(of), Some(list)) => list
@@ -224,9 +231,16 @@ fn items(document: &Value) -> Vec<(Option<usize>, Item<'_>)> {
 
 /// A member of a list. Those of a typed list need not say what they are.
 fn typed<'a>(value: &'a Value, api_version: &'a str, kind: &'a str) -> Item<'a> {
-    let own = |name: &str| value.get(name).and_then(Value::as_str);
-    let api_version = own("apiVersion").unwrap_or(api_version);
-    Item { value, api_version, kind: own("kind").unwrap_or(kind) }
+    Item {
+        value,
+        api_version: member(value, "apiVersion").unwrap_or(api_version),
+        kind: member(value, "kind").unwrap_or(kind),
+    }
+}
+
+/// A member as text.
+fn member<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
+    value.get(name)?.as_str()
 }
 
 /// Injects into the document of one part.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::pod::{PodView, map_mut, text};
 use super::select::{INJECTED_BY, STATUS};
 use super::template::Template;
-use crate::api::REVISION_LABEL;
+use crate::api::{Labels, REVISION_LABEL};
 
 const TLS_MODE: &str = "security.istio.io/tlsMode";
 const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
@@ -25,21 +25,21 @@ pub(super) fn add(
 ) -> Option<()> {
     let metadata = map_mut(pod, "metadata")?;
     let labels = map_mut(metadata, "labels")?;
-    let mut set = |name: &str, value: Option<&str>| {
+    // Clients with a sidecar use mutual TLS with pods that have this label.
+    let mode = template.has_identity().then_some("istio");
+    let owner = template.owner.map(|owner| owner.name.as_str());
+    let name = first(&view.labels, &["app.kubernetes.io/name", "app"]).or(owner).map(label_value);
+    let version = first(&view.labels, &["app.kubernetes.io/version", "version"]);
+    for (name, value) in [
+        (TLS_MODE, mode),
+        (CANONICAL_NAME, name.filter(|name| !name.is_empty())),
+        (CANONICAL_REVISION, version.or(Some("latest"))),
+    ] {
         // What the user has written stays.
         if let Some(value) = value.filter(|_| !view.labels.contains_key(name)) {
             labels.insert(name.to_owned(), value.into());
         }
-    };
-    // Clients with a sidecar use mutual TLS with pods that have this label.
-    set(TLS_MODE, template.has_identity().then_some("istio"));
-    let label =
-        |names: &[&str]| names.iter().find_map(|name| view.labels.get(*name)).map(String::as_str);
-    let owner = template.owner.map(|owner| owner.name.as_str());
-    let name = label(&["app.kubernetes.io/name", "app"]).or(owner).map(label_value);
-    set(CANONICAL_NAME, name.filter(|name| !name.is_empty()));
-    let version = label(&["app.kubernetes.io/version", "version"]).unwrap_or("latest");
-    set(CANONICAL_REVISION, Some(version));
+    }
 
     let annotations = map_mut(metadata, "annotations")?;
     annotations.insert(REVISION_LABEL.to_owned(), template.options.revision().into());
@@ -52,6 +52,11 @@ pub(super) fn add(
     annotations.insert(STATUS.to_owned(), status.into());
     annotations.insert(INJECTED_BY.to_owned(), concat!("weir/", env!("CARGO_PKG_VERSION")).into());
     Some(())
+}
+
+/// The value of the first of these labels that is there.
+fn first<'a>(labels: &'a Labels, names: &[&str]) -> Option<&'a str> {
+    names.iter().find_map(|name| labels.get(*name)).map(String::as_str)
 }
 
 /// The beginning of a name that can be the value of a label.

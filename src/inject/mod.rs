@@ -169,7 +169,6 @@ impl Options {
 #[cfg(test)]
 impl Default for Options {
     fn default() -> Self {
-        let text = |text: &str| Some(text.to_owned());
         Self {
             proxy: ProxyKind::Envoy,
             proxy_image: None,
@@ -178,10 +177,10 @@ impl Default for Options {
             xds: "weir.weir-system.svc:15012".to_owned(),
             xds_tls: true,
             resources: Resources {
-                cpu: text("100m"),
-                memory: text("128Mi"),
-                cpu_limit: text("2"),
-                memory_limit: text("1Gi"),
+                cpu: Some("100m".to_owned()),
+                memory: Some("128Mi".to_owned()),
+                cpu_limit: Some("2".to_owned()),
+                memory_limit: Some("1Gi".to_owned()),
             },
             rewrite_probes: true,
             merge_prometheus: false,
@@ -229,8 +228,6 @@ pub(crate) fn inject(
     chosen: Chosen<'_>,
     options: &Options,
 ) -> Outcome {
-    // What is wrong with the pod as such, or with an annotation that only a sidecar has, concerns one who wants it.
-    let refused = |problems| Outcome::Refused(Refusal { problems, asked: true });
     let view = match PodView::of(pod) {
         Ok(view) => view,
         Err(problems) => return refused(problems),
@@ -257,6 +254,11 @@ pub(crate) fn inject(
         // The view has shown that its parts have the right types.
         None => refused(vec![Problem::new("spec", "is not the spec of a pod", "")]),
     }
+}
+
+/// What is wrong with the pod as such, or with an annotation that only a sidecar has, concerns one who wants it.
+fn refused(problems: Vec<Problem>) -> Outcome {
+    Outcome::Refused(Refusal { problems, asked: true })
 }
 
 /// The pod with a sidecar. `None` if a part of it has another type than in the Kubernetes API.

@@ -21,9 +21,10 @@ impl<'a> PodView<'a> {
     pub(crate) fn of(pod: &'a Value) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let metadata = map_at(pod.get("metadata"), "metadata", &mut problems);
-        let member = |name: &str| metadata.and_then(|metadata| metadata.get(name));
-        let labels = texts(member("labels"), "metadata.labels", &mut problems);
-        let annotations = texts(member("annotations"), "metadata.annotations", &mut problems);
+        let labels = metadata.and_then(|metadata| metadata.get("labels"));
+        let labels = texts(labels, "metadata.labels", &mut problems);
+        let annotations = metadata.and_then(|metadata| metadata.get("annotations"));
+        let annotations = texts(annotations, "metadata.annotations", &mut problems);
         let spec = map_at(pod.get("spec"), "spec", &mut problems);
         for list in ["containers", "initContainers", "volumes", "imagePullSecrets"] {
             let items = spec.and_then(|spec| spec.get(list)).filter(|list| !list.is_null());
@@ -63,8 +64,9 @@ impl<'a> PodView<'a> {
         list: &'static str,
     ) -> impl Iterator<Item = (String, &'a Map<String, Value>)> + use<'a> {
         let items = self.spec.get(list).and_then(Value::as_array).into_iter().flatten();
-        let path = move |n: usize| format!("spec.{list}[{n}]");
-        items.enumerate().filter_map(move |(n, item)| Some((path(n), item.as_object()?)))
+        items
+            .enumerate()
+            .filter_map(move |(n, item)| Some((format!("spec.{list}[{n}]"), item.as_object()?)))
     }
 
     /// All containers, with their paths: those of the application first.

@@ -16,8 +16,8 @@ const PORT: &str = "prometheus.io/port";
 /// stays as it is.
 pub(super) fn merge(pod: &mut Map<String, Value>) -> Option<Value> {
     let annotations = map_mut(map_mut(pod, "metadata")?, "annotations")?;
-    let text = |name: &str| annotations.get(name).and_then(Value::as_str).map(str::to_owned);
-    let [scrape, path, port] = [SCRAPE, PATH, PORT].map(text);
+    let [scrape, path, port] = [SCRAPE, PATH, PORT]
+        .map(|name| annotations.get(name).and_then(Value::as_str).map(str::to_owned));
     let agent = AGENT_PORT.to_string();
     if scrape.as_deref() == Some("false") || port.as_ref() == Some(&agent) {
         return None;

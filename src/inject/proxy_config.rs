@@ -127,9 +127,8 @@ fn concurrency(value: &Value) -> Result<u32, String> {
 }
 
 fn duration(value: &Value) -> Result<Duration, String> {
-    let expected = || "a duration such as 5s or 1m".to_owned();
-    let text = value.as_str().ok_or_else(expected)?;
-    api::Duration::parse(text).map(|duration| duration.0).map_err(|_| expected())
+    let duration = value.as_str().and_then(|text| api::Duration::parse(text).ok());
+    duration.map(|duration| duration.0).ok_or("a duration such as 5s or 1m".to_owned())
 }
 
 fn truth(value: &Value) -> Result<bool, String> {

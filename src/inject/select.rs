@@ -89,12 +89,11 @@ pub(crate) fn by_labels(
     pod: &Labels,
     revision: Option<&str>,
 ) -> Result<(), Reason> {
-    let label = |of: &Labels, name: &str| of.get(name).cloned();
-    let injection = label(namespace, NAMESPACE_INJECTION);
-    let namespace_revision = label(namespace, REVISION_LABEL);
-    let pod_revision = label(pod, REVISION_LABEL);
-    let inject = label(pod, INJECT);
-    if inject.as_deref() == Some("false") {
+    let injection = namespace.get(NAMESPACE_INJECTION).cloned();
+    let namespace_revision = namespace.get(REVISION_LABEL).cloned();
+    let pod_revision = pod.get(REVISION_LABEL).cloned();
+    let inject = pod.get(INJECT);
+    if inject.map(String::as_str) == Some("false") {
         return Err(Reason::PodForbids);
     }
     let own = revision.unwrap_or(DEFAULT_REVISION);
@@ -112,7 +111,7 @@ pub(crate) fn by_labels(
                 Err(Reason::OtherRevision(chosen))
             }
         }
-        (None, None, None) if inject.as_deref() == Some("true") => match revision {
+        (None, None, None) if inject.map(String::as_str) == Some("true") => match revision {
             None => Ok(()),
             Some(_) => Err(Reason::OtherRevision(DEFAULT_REVISION.to_owned())),
         },

@@ -204,20 +204,26 @@ impl<'a> Annotations<'a> {
     }
 
     fn redirect(&mut self) -> Redirect {
-        let mut list = |name: &str, parse: fn(&str) -> Result<String, String>| {
-            self.read(&format!("traffic.sidecar.istio.io/{name}"), parse)
-        };
-        let all = || "*".to_owned();
+        let all = "*".to_owned();
         Redirect {
-            include_inbound_ports: list("includeInboundPorts", ports_or_all).unwrap_or_else(all),
-            exclude_inbound_ports: list("excludeInboundPorts", ports).unwrap_or_default(),
-            include_outbound_ranges: list("includeOutboundIPRanges", ranges_or_all)
-                .unwrap_or_else(all),
-            exclude_outbound_ranges: list("excludeOutboundIPRanges", ranges).unwrap_or_default(),
-            include_outbound_ports: list("includeOutboundPorts", ports).unwrap_or_default(),
-            exclude_outbound_ports: list("excludeOutboundPorts", ports).unwrap_or_default(),
-            exclude_interfaces: list("excludeInterfaces", interfaces).unwrap_or_default(),
+            include_inbound_ports: self
+                .traffic("includeInboundPorts", ports_or_all)
+                .unwrap_or(all.clone()),
+            exclude_inbound_ports: self.traffic("excludeInboundPorts", ports).unwrap_or_default(),
+            include_outbound_ranges: self
+                .traffic("includeOutboundIPRanges", ranges_or_all)
+                .unwrap_or(all),
+            exclude_outbound_ranges: self
+                .traffic("excludeOutboundIPRanges", ranges)
+                .unwrap_or_default(),
+            include_outbound_ports: self.traffic("includeOutboundPorts", ports).unwrap_or_default(),
+            exclude_outbound_ports: self.traffic("excludeOutboundPorts", ports).unwrap_or_default(),
+            exclude_interfaces: self.traffic("excludeInterfaces", interfaces).unwrap_or_default(),
         }
+    }
+
+    fn traffic(&mut self, name: &str, parse: fn(&str) -> Result<String, String>) -> Option<String> {
+        self.read(&format!("traffic.sidecar.istio.io/{name}"), parse)
     }
 
     /// The resources. As in Istio, one annotation replaces all of the mesh's.
@@ -244,30 +250,32 @@ impl<'a> Annotations<'a> {
     }
 
     fn readiness(&mut self) -> Readiness {
-        let mut number = |name: &str, least: u32, usual: u32| {
-            let name = format!("readiness.status.sidecar.istio.io/{name}");
-            let number = self.read(&name, |text| {
-                let number = text.parse().ok().filter(|number| (least..=86_400).contains(number));
-                number.ok_or_else(|| format!("a number from {least} to 86400"))
-            });
-            number.unwrap_or(usual)
-        };
         Readiness {
-            initial_delay: number("initialDelaySeconds", 0, 0),
-            period: number("periodSeconds", 1, 15),
-            failures: number("failureThreshold", 1, 4),
+            initial_delay: self.number("initialDelaySeconds", 0, 0),
+            period: self.number("periodSeconds", 1, 15),
+            failures: self.number("failureThreshold", 1, 4),
         }
+    }
+
+    fn number(&mut self, name: &str, least: u32, usual: u32) -> u32 {
+        let name = format!("readiness.status.sidecar.istio.io/{name}");
+        let number = self.read(&name, |text| {
+            let number = text.parse().ok().filter(|number| (least..=86_400).contains(number));
+            number.ok_or_else(|| format!("a number from {least} to 86400"))
+        });
+        number.unwrap_or(usual)
     }
 
     /// A map of maps, in JSON.
     fn map(&mut self, name: &str) -> Map<String, Value> {
-        let parse = |text: &str| {
-            let map = serde_json::from_str::<Map<String, Value>>(text).ok();
-            let map = map.filter(|map| map.values().all(Value::is_object));
-            map.ok_or("a map of maps in JSON, such as {\"certs\": {...}}")
-        };
-        self.read(name, parse).unwrap_or_default()
+        self.read(name, map_of_maps).unwrap_or_default()
     }
+}
+
+fn map_of_maps(text: &str) -> Result<Map<String, Value>, &'static str> {
+    let map = serde_json::from_str::<Map<String, Value>>(text).ok();
+    let map = map.filter(|map| map.values().all(Value::is_object));
+    map.ok_or("a map of maps in JSON, such as {\"certs\": {...}}")
 }
 
 fn only_sidecar(text: &str) -> Result<(), &'static str> {
@@ -279,8 +287,7 @@ fn agent_port(text: &str) -> Result<(), &'static str> {
 }
 
 fn metrics_port(text: &str) -> Result<(), &'static str> {
-    let is_port = text.parse::<u16>().is_ok_and(|port| port > 0);
-    if is_port { Ok(()) } else { Err("a port from 1 to 65535") }
+    if is_port(text) { Ok(()) } else { Err("a port from 1 to 65535") }
 }
 
 /// As Go's `strconv.ParseBool`.
@@ -293,8 +300,9 @@ fn truth(text: &str) -> Result<bool, &'static str> {
 }
 
 fn image(text: &str) -> Result<&str, &'static str> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
-    if !text.is_empty() && text.chars().all(allowed) { Ok(text) } else { Err("an image") }
+    let is_image =
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@".contains(c));
+    if is_image { Ok(text) } else { Err("an image") }
 }
 
 fn log_level(text: &str) -> Result<String, &'static str> {
@@ -306,11 +314,12 @@ fn log_level(text: &str) -> Result<String, &'static str> {
 }
 
 fn component_log_level(text: &str) -> Result<String, String> {
-    let is_component = |part: &str| {
-        let parts = part.split_once(':');
-        parts.is_some_and(|(component, level)| !component.is_empty() && log_level(level).is_ok())
-    };
     list(text, "components with levels such as http:debug, separated by commas", is_component)
+}
+
+fn is_component(text: &str) -> bool {
+    let parts = text.split_once(':');
+    parts.is_some_and(|(component, level)| !component.is_empty() && log_level(level).is_ok())
 }
 
 fn amount(text: &str) -> Result<String, &'static str> {
@@ -332,8 +341,11 @@ fn list(text: &str, expected: &str, accepted: impl Fn(&str) -> bool) -> Result<S
 }
 
 fn ports(text: &str) -> Result<String, String> {
-    let is_port = |part: &str| part.parse::<u16>().is_ok_and(|port| port > 0);
     list(text, "ports from 1 to 65535, separated by commas", is_port)
+}
+
+fn is_port(text: &str) -> bool {
+    text.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 fn ports_or_all(text: &str) -> Result<String, String> {
@@ -341,16 +353,17 @@ fn ports_or_all(text: &str) -> Result<String, String> {
 }
 
 fn ranges(text: &str) -> Result<String, String> {
-    let is_range = |part: &str| {
-        let Some((address, length)) = part.split_once('/') else { return false };
-        let longest = match address.parse() {
-            Ok(IpAddr::V4(_)) => 32,
-            Ok(IpAddr::V6(_)) => 128,
-            Err(_) => return false,
-        };
-        length.parse::<u8>().is_ok_and(|length| length <= longest)
-    };
     list(text, "ranges of addresses such as 10.0.0.0/8, separated by commas", is_range)
+}
+
+fn is_range(text: &str) -> bool {
+    let Some((address, length)) = text.split_once('/') else { return false };
+    let longest = match address.parse() {
+        Ok(IpAddr::V4(_)) => 32,
+        Ok(IpAddr::V6(_)) => 128,
+        Err(_) => return false,
+    };
+    length.parse::<u8>().is_ok_and(|length| length <= longest)
 }
 
 fn ranges_or_all(text: &str) -> Result<String, String> {
@@ -362,12 +375,14 @@ fn ranges_or_all(text: &str) -> Result<String, String> {
 }
 
 fn interfaces(text: &str) -> Result<String, String> {
-    // Source: Linux, dev_valid_name().
-    let is_name = |part: &str| {
-        let allowed = |c: char| c.is_ascii_graphic() && !"/:".contains(c);
-        (1..16).contains(&part.len()) && ![".", ".."].contains(&part) && part.chars().all(allowed)
-    };
-    list(text, "names of network interfaces, separated by commas", is_name)
+    list(text, "names of network interfaces, separated by commas", is_interface)
+}
+
+/// Source: Linux, `dev_valid_name()`.
+fn is_interface(text: &str) -> bool {
+    (1..16).contains(&text.len())
+        && ![".", ".."].contains(&text)
+        && text.chars().all(|c| c.is_ascii_graphic() && !"/:".contains(c))
 }
 
 #[cfg(test)]

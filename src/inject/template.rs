@@ -230,7 +230,8 @@ impl Template<'_> {
     /// Istio's proxy, whose agent takes weir for Istiod.
     fn istio_proxy(&self) -> Value {
         let Self { settings, options, .. } = self;
-        let level = |of: &Option<String>, usual: &str| of.clone().unwrap_or(usual.to_owned());
+        let level = settings.log_level.as_deref().unwrap_or("warning");
+        let of_components = settings.component_log_level.as_deref().unwrap_or("misc:error");
         let mut container = json!({
             "name": SIDECAR,
             "image": settings.image,
@@ -239,8 +240,8 @@ impl Template<'_> {
                 "sidecar",
                 "--domain",
                 format!("$(POD_NAMESPACE).svc.{}", options.domain),
-                format!("--proxyLogLevel={}", level(&settings.log_level, "warning")),
-                format!("--proxyComponentLogLevel={}", level(&settings.component_log_level, "misc:error")),
+                format!("--proxyLogLevel={level}"),
+                format!("--proxyComponentLogLevel={of_components}"),
                 "--log_output_level=default:info",
             ],
             "env": self.istio_env(),
@@ -346,8 +347,6 @@ impl Template<'_> {
     }
 
     fn volumes(&self) -> Vec<Value> {
-        let metadata =
-            |of: &str| json!({"path": of, "fieldRef": {"fieldPath": format!("metadata.{of}")}});
         let mut volumes = match self.settings.kind {
             ProxyKind::Envoy => vec![json!({"name": "weir-agent", "emptyDir": {}})],
             ProxyKind::IstioProxy => vec![
@@ -359,7 +358,7 @@ impl Template<'_> {
         };
         volumes.extend([
             json!({"name": "istio-envoy", "emptyDir": {"medium": "Memory"}}),
-            json!({"name": "istio-podinfo", "downwardAPI": {"items": [metadata("labels"), metadata("annotations")]}}),
+            json!({"name": "istio-podinfo", "downwardAPI": {"items": [pod_metadata("labels"), pod_metadata("annotations")]}}),
         ]);
         if self.has_identity() {
             let token =
@@ -382,10 +381,6 @@ impl Template<'_> {
 impl Parts {
     /// What an injector writes into the pod's annotation. Source: Istio's `SidecarInjectionStatus`.
     pub(crate) fn status(&self, options: &Options) -> String {
-        let names = |items: &[&Value]| match items {
-            [] => Value::Null,
-            items => items.iter().map(|item| item["name"].clone()).collect(),
-        };
         let before = [&self.redirect, &self.install].into_iter().flatten();
         let native = self.native.then_some(&self.sidecar);
         let ordinary = (!self.native).then_some(&self.sidecar);
@@ -454,6 +449,19 @@ fn named(name: &str, of: &Value) -> Value {
     Value::Object(named)
 }
 
+/// The labels or annotations of the pod, as a file.
+fn pod_metadata(of: &str) -> Value {
+    json!({"path": of, "fieldRef": {"fieldPath": format!("metadata.{of}")}})
+}
+
+/// The names of parts; null if there are none, as Istio writes it.
+fn names(items: &[&Value]) -> Value {
+    match items {
+        [] => Value::Null,
+        items => items.iter().map(|item| item["name"].clone()).collect(),
+    }
+}
+
 fn identity_mounts() -> [Value; 2] {
     [
         json!({"name": "istio-token", "mountPath": "/var/run/secrets/tokens"}),
@@ -476,15 +484,17 @@ fn unprivileged() -> Value {
 }
 
 fn resources(resources: &Resources) -> Value {
-    let part = |cpu: &Option<String>, memory: &Option<String>| {
-        let members = [("cpu", cpu), ("memory", memory)].into_iter();
-        let members =
-            members.filter_map(|(name, amount)| Some((name.to_owned(), amount.clone()?.into())));
-        Map::from_iter(members)
-    };
-    let requests = part(&resources.cpu, &resources.memory);
-    let limits = part(&resources.cpu_limit, &resources.memory_limit);
+    let requests = amounts(&resources.cpu, &resources.memory);
+    let limits = amounts(&resources.cpu_limit, &resources.memory_limit);
     let parts = [("requests", requests), ("limits", limits)].into_iter();
     let parts = parts.filter(|(_, part)| !part.is_empty());
     parts.map(|(name, part)| (name.to_owned(), Value::Object(part))).collect::<Map<_, _>>().into()
+}
+
+/// Amounts that are given.
+fn amounts(cpu: &Option<String>, memory: &Option<String>) -> Map<String, Value> {
+    let members = [("cpu", cpu), ("memory", memory)].into_iter();
+    let members =
+        members.filter_map(|(name, amount)| Some((name.to_owned(), amount.clone()?.into())));
+    Map::from_iter(members)
 }

@@ -30,29 +30,24 @@ impl Owner {
     /// The owner of a pod that its controller creates: the object that a user has written, as far as the names tell.
     /// Source: Istio's `GetDeployMetaFromPod`.
     pub(super) fn of_pod(pod: &PodView<'_>) -> Option<Self> {
-        let itself = |name: &str| Self {
-            api_version: "v1".to_owned(),
-            kind: "Pod".to_owned(),
-            name: name.to_owned(),
-        };
         let owners = pod.metadata?.get("ownerReferences").and_then(Value::as_array);
         let controller = owners
             .into_iter()
             .flatten()
             .find(|owner| owner.get("controller").is_some_and(|controller| controller == true));
-        let text = |owner: &Value, name: &str| owner.get(name)?.as_str().map(str::to_owned);
         let Some(controller) = controller else {
-            return Some(itself(pod.text("name").or(pod.text("generateName"))?));
+            let name = pod.text("name").or(pod.text("generateName"))?;
+            let (api_version, kind) = ("v1".to_owned(), "Pod".to_owned());
+            return Some(Self { api_version, kind, name: name.to_owned() });
         };
         let (api_version, kind, name) =
             (text(controller, "apiVersion")?, text(controller, "kind")?, text(controller, "name")?);
-        let without = |label: &str| {
-            let hash = pod.labels.get(label).filter(|hash| !hash.is_empty())?;
-            name.strip_suffix(hash.as_str())?.strip_suffix('-').map(str::to_owned)
-        };
         let (kind, name) = match kind.as_str() {
             "ReplicaSet" => {
-                match (without("pod-template-hash"), without("rollouts-pod-template-hash")) {
+                match (
+                    without_hash(&name, pod, "pod-template-hash"),
+                    without_hash(&name, pod, "rollouts-pod-template-hash"),
+                ) {
                     (Some(name), _) => ("Deployment".to_owned(), name),
                     (None, Some(name)) => ("Rollout".to_owned(), name),
                     (None, None) => (kind, name),
@@ -73,6 +68,17 @@ impl Owner {
         let plural = kind.to_ascii_lowercase();
         format!("kubernetes://apis/{api_version}/namespaces/{namespace}/{plural}s/{name}")
     }
+}
+
+/// A member as text.
+fn text(owner: &Value, name: &str) -> Option<String> {
+    owner.get(name)?.as_str().map(str::to_owned)
+}
+
+/// The name of a ReplicaSet without the hash in a label of its pod, if it ends in that.
+fn without_hash(name: &str, pod: &PodView<'_>, label: &str) -> Option<String> {
+    let hash = pod.labels.get(label).filter(|hash| !hash.is_empty())?;
+    name.strip_suffix(hash.as_str())?.strip_suffix('-').map(str::to_owned)
 }
 
 /// The name of the CronJob whose Job has this name: it ends in a time of 8 to 10 digits.

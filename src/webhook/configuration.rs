@@ -75,7 +75,6 @@ impl Configuration {
         });
         let webhooks: Vec<_> = ours
             .map(|webhook| {
-                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
                 let bundle = STANDARD.decode(text(&webhook["clientConfig"]["caBundle"]));
                 let trusted = String::from_utf8(bundle.unwrap_or_default()).unwrap_or_default();
                 (text(&webhook["name"]), trusted)
@@ -115,6 +114,10 @@ impl Configuration {
             "webhooks": webhooks.collect::<Vec<_>>(),
         }))
     }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
 }
 
 /// The watches of these kinds.

@@ -59,71 +59,99 @@ impl Injector {
         let options = self.options.clone();
         let judged = blocking(&self.judging, due, move || {
             let request = AdmissionRequest::read(&bytes)?;
-            judge(&request, &options)
+            let judged = judge(&request, &options)?;
+            Ok((request.uid, judged))
         });
-        judged.await.ok_or_else(busy)?.map_err(|why: String| Refused(StatusCode::BAD_REQUEST, why))
+        let (uid, judged) = judged
+            .await
+            .ok_or_else(busy)?
+            .map_err(|why: String| Refused(StatusCode::BAD_REQUEST, why))?;
+        tracing::Span::current().record("uid", &uid);
+        let Judged { pod, result, reason, is_unnoticed, review } = judged;
+        if is_unnoticed {
+            tracing::warn!(pod, reason, "a pod gets no sidecar");
+        } else {
+            tracing::debug!(pod, ?result, reason, "answered for a pod");
+        }
+        Ok((result, review))
     }
+}
+
+/// What becomes of a pod.
+struct Judged {
+    /// The pod in messages.
+    pod: String,
+    result: InjectionResult,
+    /// Why it gets no sidecar.
+    reason: Option<String>,
+    /// Whether it runs without a sidecar that its namespace has asked for, which its controller shows nobody.
+    is_unnoticed: bool,
+    review: Value,
 }
 
 /// What becomes of the pod of a request.
 ///
 /// # Errors
 /// The object is no pod.
-fn judge(
-    request: &AdmissionRequest,
-    options: &Options,
-) -> Result<(InjectionResult, Value), String> {
+fn judge(request: &AdmissionRequest, options: &Options) -> Result<Judged, String> {
     let uid = &request.uid;
-    let Some(pod) = request.created() else {
-        return Ok((InjectionResult::Skipped, admitted(uid, &[])));
-    };
-    let kind = pod.get("kind").unwrap_or(&Value::Null);
-    if kind != "Pod" {
+    let none = &Value::Null;
+    let created = request.created();
+    let pod = created.unwrap_or(none);
+    let kind = pod.get("kind").unwrap_or(none);
+    if created.is_some() && kind != "Pod" {
         return Err(format!("request.object.kind: is {}; expected a Pod", describe(kind)));
     }
-    let name = name(pod, request.namespace());
-    let about = |texts: Vec<String>| -> Vec<String> {
-        let texts = texts.into_iter().take(MAX_WARNINGS);
-        texts.map(|text| shortened(&format!("{name}: {text}"), MAX_WARNING)).collect()
+    let mut judged = Judged {
+        pod: name(pod, request.namespace()),
+        result: InjectionResult::Skipped,
+        reason: None,
+        is_unnoticed: false,
+        review: admitted(uid, &[]),
     };
-    Ok(match inject(pod, request.namespace(), None, Chosen::ByWebhook, options) {
+    if created.is_none() {
+        return Ok(judged);
+    }
+    match inject(pod, request.namespace(), None, Chosen::ByWebhook, options) {
         Outcome::Injected(injected) => {
             let patch = inject::patch(pod, &injected.pod);
-            let review = admitted_with(uid, &patch, &about(injected.warnings));
-            (InjectionResult::Injected, review)
+            judged.result = InjectionResult::Injected;
+            judged.review = admitted_with(uid, &patch, &about(&judged.pod, injected.warnings));
         }
-        Outcome::Skipped(reason) => {
-            tracing::debug!("injection: {name} gets no sidecar: {reason}");
-            (InjectionResult::Skipped, admitted(uid, &[]))
-        }
+        Outcome::Skipped(reason) => judged.reason = Some(reason.to_string()),
         Outcome::Refused(refusal) => {
-            let problems = refusal.problems.iter().map(ToString::to_string);
-            let problems: Vec<String> = problems.collect();
-            let text = problems.join("\n");
-            if refusal.asked {
-                tracing::debug!("injection: refused {name}: {}", text.replace('\n', "; "));
-                (InjectionResult::Failed, refused(uid, &format!("{name}: {text}")))
+            let problems: Vec<_> = refusal.problems.iter().map(ToString::to_string).collect();
+            judged.result = InjectionResult::Failed;
+            judged.is_unnoticed = !refusal.asked;
+            judged.reason = Some(problems.join("; "));
+            judged.review = if refusal.asked {
+                refused(uid, &format!("{}: {}", judged.pod, problems.join("\n")))
             } else {
-                // Only its namespace has asked, so it runs without a sidecar. Its controller shows nobody the warnings.
-                tracing::warn!("injection: {name} gets no sidecar: {}", text.replace('\n', "; "));
-                let without = |problem: String| format!("gets no sidecar: {problem}");
-                let warnings = about(problems.into_iter().map(without).collect());
-                (InjectionResult::Failed, admitted(uid, &warnings))
-            }
+                let warnings = problems.iter().map(|text| format!("gets no sidecar: {text}"));
+                admitted(uid, &about(&judged.pod, warnings.collect()))
+            };
         }
-    })
+    }
+    Ok(judged)
+}
+
+/// Warnings about a pod, within what the API server keeps.
+fn about(pod: &str, texts: Vec<String>) -> Vec<String> {
+    let texts = texts.into_iter().take(MAX_WARNINGS);
+    texts.map(|text| shortened(&format!("{pod}: {text}"), MAX_WARNING)).collect()
 }
 
 /// The pod in messages. The name of one that a controller creates is still to be generated.
 fn name(pod: &Value, namespace: &str) -> String {
-    let text = |name: &str| {
-        let text = pod.get("metadata").and_then(|metadata| metadata.get(name));
-        text.and_then(Value::as_str).filter(|text| !text.is_empty())
-    };
-    match (text("name"), text("generateName")) {
+    match (metadata(pod, "name"), metadata(pod, "generateName")) {
         (Some(name), _) => format!("Pod {namespace}/{name}"),
         (None, prefix) => format!("Pod {namespace}/{}*", prefix.unwrap_or_default()),
     }
+}
+
+/// A member of the metadata as text, if it has any.
+fn metadata<'a>(pod: &'a Value, name: &str) -> Option<&'a str> {
+    pod.get("metadata")?.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 
 #[cfg(test)]

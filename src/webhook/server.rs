@@ -14,10 +14,11 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::injection::Injector;
 use super::review::{AdmissionRequest, Verdict, admitted, own_warnings, refused, warnings};
-use crate::admission::{Exchange, Hold};
+use crate::admission::{Exchange, Exhausted, Hold};
 use crate::api::{ObjectKey, Parsed};
 use crate::mesh::MeshConfig;
 use crate::metrics::{ReviewResult, WebhookMetrics};
@@ -107,10 +108,11 @@ impl Reviewer {
             .await
             .ok_or_else(busy)?
             .map_err(|why: String| Refused(StatusCode::BAD_REQUEST, why))?;
+        tracing::Span::current().record("uid", &request.uid);
         let (result, review) = match verdict {
             Verdict::NotReviewed => (ReviewResult::Skipped, admitted(&request.uid, &[])),
             Verdict::Refused(why) => {
-                tracing::debug!("webhook: refused {}", why.replace('\n', "; "));
+                tracing::debug!(reason = why, "refused an object");
                 (ReviewResult::Refused, refused(&request.uid, &why))
             }
             Verdict::Admitted(key, parsed) => {
@@ -123,6 +125,7 @@ impl Reviewer {
                 (result, admitted(&request.uid, &texts))
             }
         };
+        tracing::debug!(?result, "reviewed an object");
         self.metrics.count(result);
         Ok(review)
     }
@@ -179,7 +182,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     match timeout_at(due, task).await.ok()? {
         Ok(done) => Some(done),
         Err(error) => {
-            tracing::error!("webhook: a review failed: {error}");
+            tracing::error!(%error, "a review failed");
             None
         }
     }
@@ -187,6 +190,12 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 /// Why a request gets no review.
 pub(super) struct Refused(pub StatusCode, pub String);
+
+impl From<Exhausted> for Refused {
+    fn from(why: Exhausted) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
+    }
+}
 
 pub(super) fn busy() -> Refused {
     Refused(
@@ -201,14 +210,13 @@ pub(super) async fn read(
     exchange: Arc<Exchange>,
     time: Duration,
 ) -> Result<(Vec<u8>, Hold), Refused> {
-    let late = |_| Refused(StatusCode::REQUEST_TIMEOUT, "the body took too long".to_owned());
-    tokio::time::timeout(time, read_all(body, exchange)).await.map_err(late)?
+    tokio::time::timeout(time, read_all(body, exchange))
+        .await
+        .map_err(|_| Refused(StatusCode::REQUEST_TIMEOUT, "the body took too long".to_owned()))?
 }
 
 async fn read_all(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold), Refused> {
-    let exhausted =
-        |why: &dyn std::fmt::Display| Refused(StatusCode::SERVICE_UNAVAILABLE, why.to_string());
-    let mut memory = exchange.hold(0).map_err(|why| exhausted(&why))?;
+    let mut memory = exchange.hold(0)?;
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
@@ -222,7 +230,7 @@ async fn read_all(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, H
             let why = format!("the body has more than {LARGEST} bytes");
             return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, why));
         }
-        memory.resize(length * MEMORY_PER_BYTE).map_err(|why| exhausted(&why))?;
+        memory.resize(length * MEMORY_PER_BYTE)?;
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, memory))
@@ -241,10 +249,9 @@ pub(crate) fn router(reviewer: Option<Reviewer>, injector: Option<Injector>) -> 
         pages.push("POST /inject");
     }
     let other = format!("no such page; there is {}\n", pages.join(" and "));
-    let method = async || (StatusCode::METHOD_NOT_ALLOWED, "this page takes POST only\n");
-    router
-        .fallback(async move || (StatusCode::NOT_FOUND, other))
-        .method_not_allowed_fallback(method)
+    router.fallback(async move || (StatusCode::NOT_FOUND, other)).method_not_allowed_fallback(
+        async || (StatusCode::METHOD_NOT_ALLOWED, "this page takes POST only\n"),
+    )
 }
 
 async fn validate(
@@ -252,8 +259,10 @@ async fn validate(
     Extension(exchange): Extension<Arc<Exchange>>,
     body: Body,
 ) -> Response {
-    let answer = reviewer.answer(body, exchange).await;
-    if let Err(Refused(status, _)) = &answer {
+    let span = tracing::info_span!("review", uid = tracing::field::Empty);
+    let answer = reviewer.answer(body, exchange).instrument(span).await;
+    if let Err(Refused(status, reason)) = &answer {
+        tracing::debug!(%status, reason, "refused a review");
         reviewer.metrics.count(match status.is_client_error() {
             true => ReviewResult::Malformed,
             false => ReviewResult::Failed,
@@ -267,7 +276,8 @@ async fn inject(
     Extension(exchange): Extension<Arc<Exchange>>,
     body: Body,
 ) -> Response {
-    injector.respond(body, exchange).await
+    let span = tracing::info_span!("injection", uid = tracing::field::Empty);
+    injector.respond(body, exchange).instrument(span).await
 }
 
 /// The response with a review, or the reason why there is none.
