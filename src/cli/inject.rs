@@ -70,7 +70,7 @@ pub(crate) struct SidecarArgs {
     /// docker.io/istio/proxyv2:1.27.3]
     #[arg(long, value_name = "IMAGE", value_parser = image)]
     proxy_image: Option<String>,
-    /// The image of weir, which pods with plain Envoy get its agent and their redirection from
+    /// The image of weir, from which pods with plain Envoy get the agent and their redirection
     #[arg(long, value_name = "IMAGE", env = "WEIR_IMAGE", default_value = WEIR_IMAGE, value_parser = image)]
     weir_image: String,
     /// A secret to pull the images with; may be repeated

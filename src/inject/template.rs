@@ -104,20 +104,13 @@ impl Template<'_> {
         let (image, mut args) = match istio {
             true => (
                 &self.settings.image,
-                texts([
-                    "istio-iptables",
-                    "-p",
-                    "15001",
-                    "-z",
-                    "15006",
-                    "-u",
-                    "1337",
-                    "-m",
-                    "REDIRECT",
-                ]),
+                texts(["istio-iptables", "-p", "15001", "-z", "15006", "-u", "1337"]),
             ),
             false => (&self.options.weir_image, texts(["redirect"])),
         };
+        if istio {
+            args.extend(texts(["-m", "REDIRECT"]));
+        }
         for (long, short, value, _) in lists {
             match istio {
                 true => args.extend([(*short).to_owned(), (*value).clone()]),
@@ -156,8 +149,34 @@ impl Template<'_> {
 
     /// Plain Envoy, which weir's agent starts.
     fn envoy(&self) -> Value {
-        let Self { settings, options, .. } = self;
         let agent = format!("{AGENT_FOLDER}/weir");
+        let mut container = json!({
+            "name": SIDECAR,
+            "image": self.settings.image,
+            "command": [agent],
+            "args": self.agent_args(),
+            "env": self.agent_env(),
+            "volumeMounts": [
+                {"name": "weir-agent", "mountPath": AGENT_FOLDER, "readOnly": true},
+                {"name": "istio-envoy", "mountPath": "/etc/istio/proxy"},
+                {"name": "istio-podinfo", "mountPath": "/etc/istio/pod"},
+            ],
+        });
+        if self.settings.holds_application() {
+            container["lifecycle"] =
+                json!({"postStart": {"exec": {"command": [agent, "agent", "wait"]}}});
+        }
+        if self.options.xds_tls
+            && let Some(mounts) = container["volumeMounts"].as_array_mut()
+        {
+            mounts.extend(identity_mounts());
+        }
+        container
+    }
+
+    /// The arguments of weir's agent, and after `--` those of Envoy.
+    fn agent_args(&self) -> Vec<String> {
+        let Self { settings, options, .. } = self;
         let mut args = texts(["agent", "run", "--interception", settings.interception.as_str()]);
         if options.domain != USUAL_DOMAIN {
             args.extend(["--domain".to_owned(), options.domain.clone()]);
@@ -165,17 +184,25 @@ impl Template<'_> {
         if let Some(threads) = self.concurrency() {
             args.extend(["--concurrency".to_owned(), threads.to_string()]);
         }
-        let of_envoy = [
+        let of_envoy: Vec<String> = [
             ("--log-level", settings.log_level.clone()),
             ("--component-log-level", settings.component_log_level.clone()),
             ("--drain-time-s", settings.config.drain.map(|drain| seconds(drain).to_string())),
-        ];
-        let mut of_envoy =
-            of_envoy.into_iter().filter_map(|(flag, value)| Some((flag, value?))).peekable();
-        if of_envoy.peek().is_some() {
+        ]
+        .into_iter()
+        .filter_map(|(flag, value)| Some([flag.to_owned(), value?]))
+        .flatten()
+        .collect();
+        if !of_envoy.is_empty() {
             args.push("--".to_owned());
+            args.extend(of_envoy);
         }
-        args.extend(of_envoy.flat_map(|(flag, value)| [flag.to_owned(), value]));
+        args
+    }
+
+    /// The environment of weir's agent.
+    fn agent_env(&self) -> Vec<Value> {
+        let Self { settings, options, .. } = self;
         let mut env = vec![
             value("WEIR_XDS", &options.xds),
             value("WEIR_XDS_TLS", if options.xds_tls { "on" } else { "off" }),
@@ -190,28 +217,7 @@ impl Template<'_> {
         if let Some(drain) = settings.config.termination_drain {
             env.push(value("TERMINATION_DRAIN_DURATION_SECONDS", &seconds(drain).to_string()));
         }
-        let mut container = json!({
-            "name": SIDECAR,
-            "image": settings.image,
-            "command": [agent],
-            "args": args,
-            "env": env,
-            "volumeMounts": [
-                {"name": "weir-agent", "mountPath": AGENT_FOLDER, "readOnly": true},
-                {"name": "istio-envoy", "mountPath": "/etc/istio/proxy"},
-                {"name": "istio-podinfo", "mountPath": "/etc/istio/pod"},
-            ],
-        });
-        if settings.holds_application() {
-            container["lifecycle"] =
-                json!({"postStart": {"exec": {"command": [agent, "agent", "wait"]}}});
-        }
-        if options.xds_tls
-            && let Some(mounts) = container["volumeMounts"].as_array_mut()
-        {
-            mounts.extend(identity_mounts());
-        }
-        container
+        env
     }
 
     /// The number of Envoy's threads; by default as many as its limit has CPUs, not as many as the node has.
@@ -313,9 +319,14 @@ impl Template<'_> {
     /// What both proxies have.
     fn complete(&self, sidecar: &mut Map<String, Value>, more: Vec<Value>) {
         let settings = self.settings;
-        let metadata = settings.config.metadata.iter().map(|(name, text)| value(name, text));
+        let metadata = &settings.config.metadata;
         if let Some(env) = list_mut(sidecar, "env") {
-            env.extend(metadata.chain(more));
+            // The user's values replace weir's.
+            env.retain(|variable| {
+                variable["name"].as_str().is_none_or(|name| !metadata.contains_key(name))
+            });
+            env.extend(metadata.iter().map(|(name, text)| value(name, text)));
+            env.extend(more);
         }
         if let Some(mounts) = list_mut(sidecar, "volumeMounts") {
             mounts.extend(settings.mounts.iter().map(|(name, mount)| named(name, mount)));

@@ -156,7 +156,7 @@ fn annotations_reach_redirection_and_the_agent() {
         "traffic.sidecar.istio.io/excludeInterfaces": "eth1",
         "sidecar.istio.io/logLevel": "debug",
         "sidecar.istio.io/proxyCPULimit": "1500m",
-        "proxy.istio.io/config": "terminationDrainDuration: 20s\ndrainDuration: 30s\nproxyMetadata: {A: b}",
+        "proxy.istio.io/config": "terminationDrainDuration: 20s\ndrainDuration: 30s\nproxyMetadata: {A: b, ISTIO_META_CLUSTER_ID: east}",
     }));
     let pod = injected(&pod, &Options::default());
     assert_eq!(
@@ -188,6 +188,7 @@ fn annotations_reach_redirection_and_the_agent() {
     assert_eq!(args(sidecar(&pod)), agent);
     assert_eq!(env(&pod, "TERMINATION_DRAIN_DURATION_SECONDS"), Some("20"));
     assert_eq!(env(&pod, "A"), Some("b"));
+    assert_eq!(env(&pod, "ISTIO_META_CLUSTER_ID"), Some("east"));
     assert_eq!(sidecar(&pod)["resources"], json!({"limits": {"cpu": "1500m"}}));
     let volume = annotated(json!({
         "sidecar.istio.io/userVolume": r#"{"certs": {"secret": {"secretName": "certs"}}}"#,
