@@ -149,10 +149,12 @@ impl ControlPlane {
             anyhow::bail!("the snapshot thread ended")
         });
         let webhook = Webhook::new(metrics.webhook());
+        let (authority_sender, authority) = watch::channel(None);
         let admin = Admin {
             ready: ready.clone(),
             sync,
             webhook: options.webhook.as_ref().map(|_| webhook.health()),
+            authority: options.secure.as_ref().map(|_| authority),
             metrics,
             snapshots,
             connections: Arc::default(),
@@ -167,7 +169,8 @@ impl ControlPlane {
         let served = listeners.webhook.zip(options.webhook);
         let issuer = services.serve_webhook(served, webhook, reviews)?;
         let secure = listeners.secure.zip(options.secure);
-        let secure = secure.map(|(listener, options)| services.secure(listener, options));
+        let secure =
+            secure.map(|(listener, options)| services.secure(listener, options, authority_sender));
         let (secure, keeper) = secure.transpose()?.unzip();
         services.take_part(options.status, issuer, keeper);
         services.serve_pages(listeners.pages, listeners.gates, options.admin_limits);

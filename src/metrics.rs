@@ -1,7 +1,7 @@
 //! Prometheus metrics. Names are Istio's if the meaning is the same.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -235,6 +235,47 @@ impl InjectionMetrics {
     }
 }
 
+/// The metrics of identities and of the certificate authority.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct IdentityMetrics {
+    tokens: Family<ResultLabel, Counter>,
+    /// The certificates that were signed for workloads.
+    pub certificates: Counter,
+    expiry: Gauge,
+}
+
+impl IdentityMetrics {
+    /// Counts a token that was presented: accepted, refused, or unavailable if nobody could check it.
+    pub(crate) fn identified(&self, result: &'static str) {
+        self.tokens.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Until when the authority's certificates are valid.
+    pub(crate) fn set_expiry(&self, at: SystemTime) {
+        let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "weir_tokens",
+            "Tokens of clients on the TLS port, by result: accepted, refused, or unavailable if the API server could not \
+             be asked",
+            self.tokens.clone(),
+        );
+        registry.register(
+            "weir_certificates_signed",
+            "Certificates signed for workloads",
+            self.certificates.clone(),
+        );
+        registry.register(
+            "weir_ca_expiry_timestamp_seconds",
+            "When the first of the authority's certificates expires, in seconds since 1970; 0 without an authority",
+            self.expiry.clone(),
+        );
+    }
+}
+
 /// All metrics and their registry.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -259,6 +300,7 @@ pub(crate) struct Metrics {
     status: StatusMetrics,
     webhook: WebhookMetrics,
     injection: InjectionMetrics,
+    identity: IdentityMetrics,
 }
 
 /// The bucket bounds of `pilot_proxy_convergence_time` in seconds: Istio's, and shorter ones.
@@ -289,12 +331,14 @@ impl Default for Metrics {
             status: StatusMetrics::default(),
             webhook: WebhookMetrics::default(),
             injection: InjectionMetrics::default(),
+            identity: IdentityMetrics::default(),
         };
         this.register_istios();
         this.register_weirs();
         this.status.register(&mut this.registry);
         this.webhook.register(&mut this.registry);
         this.injection.register(&mut this.registry);
+        this.identity.register(&mut this.registry);
         this
     }
 }
@@ -434,6 +478,11 @@ impl Metrics {
     /// The metrics of sidecar injection.
     pub(crate) fn injection(&self) -> InjectionMetrics {
         self.injection.clone()
+    }
+
+    /// The metrics of identities and of the certificate authority.
+    pub(crate) fn identity(&self) -> IdentityMetrics {
+        self.identity.clone()
     }
 
     /// The metrics of a resource that the clients of a port share.

@@ -336,6 +336,14 @@ async fn a_stream_belongs_to_whom_its_token_says() {
     let expired = world.refused(Some(&expired), &WEB_0).await;
     assert!(expired.starts_with("the token is not valid"), "{expired}");
 
+    let state = world.serve.admin().get("/ready?verbose").await.unwrap();
+    let state = String::from_utf8_lossy(&state).into_owned();
+    assert!(state.contains("[+] certificate authority: valid until "), "{state}");
+    assert!(state.contains("; trusted roots: 1\n"), "{state}");
+    let metrics = world.serve.admin().get("/metrics").await.unwrap();
+    let metrics = String::from_utf8_lossy(&metrics).into_owned();
+    assert!(metrics.contains("weir_tokens_total{result=\"accepted\"}"), "{metrics}");
+    assert!(metrics.contains("weir_tokens_total{result=\"refused\"}"), "{metrics}");
     // The port in plain text serves whoever reaches it.
     let plain = format!("http://127.0.0.1:{}", world.serve.xds);
     AggregatedDiscoveryServiceClient::connect(plain).await.unwrap();

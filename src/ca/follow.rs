@@ -10,27 +10,16 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use super::authority::{Authority, pem};
+use super::authority::Authority;
 use super::keeper::{ROOTS, ROOTS_KEY};
-use super::secret::{self, MADE, PROVIDED};
+use super::secret::{self, MADE, PROVIDED, Stored};
+use super::signing::{CaOptions, Current};
 use super::trust::{Times, Trust};
-use super::{CaOptions, Current};
+use crate::metrics::IdentityMetrics;
 use crate::source::kubernetes::object_watch::{ObjectWatch, Seen};
 
 /// The longest time between two looks at the clock, which may be set.
 const LONGEST_WAIT: std::time::Duration = std::time::Duration::from_secs(60);
-
-/// What is known about the Secrets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Stored {
-    /// Nothing yet.
-    #[default]
-    Unknown,
-    /// None of them exists.
-    Absent,
-    /// One of them exists.
-    Present,
-}
 
 /// What is known about one Secret.
 #[derive(Debug, Default)]
@@ -49,6 +38,7 @@ pub(crate) async fn follow(
     options: CaOptions,
     current: watch::Sender<Option<Arc<Current>>>,
     stored: watch::Sender<Stored>,
+    metrics: IdentityMetrics,
 ) {
     let namespace = options.namespace;
     let secrets = Api::<Secret>::namespaced(client.clone(), &namespace);
@@ -64,6 +54,7 @@ pub(crate) async fn follow(
         trust: Trust::new(times),
         current,
         stored,
+        metrics,
     };
     loop {
         let due = follower.publish();
@@ -85,6 +76,7 @@ struct Follower {
     trust: Trust,
     current: watch::Sender<Option<Arc<Current>>>,
     stored: watch::Sender<Stored>,
+    metrics: IdentityMetrics,
 }
 
 impl Follower {
@@ -157,21 +149,14 @@ impl Follower {
         }
         let due = self.trust.advance(now);
         if let Some(signing) = self.trust.signing() {
-            let roots: String = self.trust.roots().iter().map(pem).collect();
+            let new = Current::new(signing.clone(), &self.trust.roots());
             self.current.send_if_modified(|current| {
-                let same = |current: &Current| {
-                    Arc::ptr_eq(&current.signing, signing) && current.roots == roots
-                };
-                if current.as_deref().is_some_and(same) {
+                if current.as_ref().is_some_and(|current| current.is_same(&new)) {
                     return false;
                 }
-                let until = k8s_openapi::jiff::Timestamp::try_from(signing.valid_until()).ok();
-                tracing::info!(
-                    valid_until = until.map(tracing::field::display),
-                    roots = self.trust.roots().len(),
-                    "the certificate authority signs"
-                );
-                *current = Some(Arc::new(Current { signing: signing.clone(), roots }));
+                self.metrics.set_expiry(new.valid_until());
+                tracing::info!(state = %new, "the certificate authority signs");
+                *current = Some(Arc::new(new));
                 true
             });
         }

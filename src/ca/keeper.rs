@@ -14,8 +14,10 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::{CaOptions, Current, Stored, secret};
+use super::secret::{self, Stored};
+use super::signing::{CaOptions, Current};
 use crate::source::kubernetes::reason;
+use crate::timer::at;
 
 /// The ConfigMap with the roots to trust, in each namespace, and its key, as in Istio.
 pub(super) const ROOTS: &str = "istio-ca-root-cert";
@@ -115,7 +117,7 @@ impl Keeper {
                 },
                 Some(event) = namespaces.next() => distribution.on_namespace(event),
                 Some(event) = maps.next() => distribution.on_map(event),
-                () = sleep_until(again_at) => {}
+                () = at(again_at) => {}
             }
         }
     }
@@ -277,13 +279,6 @@ fn contents(map: ConfigMap) -> (String, String) {
 /// Until when a write counts as this replica's.
 fn deadline(valid: &watch::Receiver<Instant>) -> Instant {
     (Instant::now() + WRITE).min(*valid.borrow())
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

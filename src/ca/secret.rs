@@ -18,6 +18,18 @@ pub(super) const MADE: &str = "istio-ca-secret";
 /// The type of [`MADE`], as in Istio.
 const MADE_TYPE: &str = "istio.io/ca-root";
 
+/// What is known about the Secrets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// None of them exists.
+    Absent,
+    /// One of them exists.
+    Present,
+}
+
 /// The keys of the parts: Istio's, and those of cert-manager, which has no chain of its own.
 const ISTIO: Keys = Keys {
     certificate: "ca-cert.pem",

@@ -12,7 +12,8 @@ use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-use super::{CertificateAuthority, LONGEST_LIFETIME, SignError};
+use super::authority::LONGEST_LIFETIME;
+use super::signing::{CertificateAuthority, SignError};
 use crate::admission::Exchange;
 use crate::identity::{TokenError, TokenReviewer};
 

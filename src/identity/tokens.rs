@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::Identity;
+use crate::metrics::IdentityMetrics;
 use crate::source::kubernetes::reason;
 
 /// How long the answer for a valid token is used, and so how long the token of a deleted pod is still accepted.
@@ -68,16 +69,18 @@ pub(crate) struct TokenReviewer {
     /// The valid tokens of late, by their SHA-256.
     answers: Mutex<HashMap<[u8; 32], Answer>>,
     questions: Semaphore,
+    metrics: IdentityMetrics,
 }
 
 impl TokenReviewer {
     /// Accepts tokens for this audience.
-    pub(crate) fn new(client: Client, audience: String) -> Self {
+    pub(crate) fn new(client: Client, audience: String, metrics: IdentityMetrics) -> Self {
         Self {
             api: Api::all(client),
             audience,
             answers: Mutex::default(),
             questions: Semaphore::new(CONCURRENT),
+            metrics,
         }
     }
 
@@ -86,6 +89,16 @@ impl TokenReviewer {
     /// # Errors
     /// There is no token, it is not valid for the audience, or the API server does not answer.
     pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Identity, TokenError> {
+        let identified = self.check(headers).await;
+        self.metrics.identified(match &identified {
+            Ok(_) => "accepted",
+            Err(TokenError::Unavailable(_)) => "unavailable",
+            Err(_) => "refused",
+        });
+        identified
+    }
+
+    async fn check(&self, headers: &HeaderMap) -> Result<Identity, TokenError> {
         let token = bearer(headers).ok_or(TokenError::Missing)?;
         let key = sha256(token);
         if let Some(identity) = self.remembered(&key) {

@@ -12,6 +12,7 @@ use super::secrets::{Material, Secrets, TooManySecrets};
 use super::stream::{Request, Variant};
 use crate::ca::{CertificateAuthority, Current, KeyedChain};
 use crate::identity::Identity;
+use crate::timer::at;
 
 /// The delay before a failed attempt is repeated.
 const RETRY: Duration = Duration::from_secs(5);
@@ -116,7 +117,7 @@ impl Credentials {
         let due = self.retry_at.or(due);
         tokio::select! {
             Ok(()) = self.current.changed() => {}
-            () = super::server::at(due) => {}
+            () = at(due) => {}
             else => std::future::pending().await,
         }
     }

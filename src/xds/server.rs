@@ -40,6 +40,7 @@ use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::revision::MeshRevision;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
+use crate::timer::at;
 
 /// How many responses may be queued for a client: one per type, and as many again for a client that answers responses
 /// it has not read. More would let slow clients consume memory.
@@ -721,13 +722,6 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
 async fn credentials_changed(credentials: &mut Option<Credentials>) {
     match credentials {
         Some(credentials) => credentials.changed().await,
-        None => std::future::pending().await,
-    }
-}
-
-pub(super) async fn at(time: Option<tokio::time::Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }
