@@ -17,6 +17,7 @@ pub mod envoy;
 pub mod envoy_validate;
 pub mod explain;
 pub(crate) mod identity;
+pub(crate) mod inject;
 pub mod mesh;
 pub(crate) mod metrics;
 pub(crate) mod preflight;

@@ -178,6 +178,63 @@ impl WebhookMetrics {
     }
 }
 
+/// What became of a request for a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InjectionResult {
+    /// The pod gets one.
+    Injected,
+    /// It stays as it is.
+    Skipped,
+    /// It cannot get one, or weir could not answer.
+    Failed,
+}
+
+/// The metrics of sidecar injection, with Istio's names.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InjectionMetrics {
+    requests: Counter,
+    injected: Counter,
+    skipped: Counter,
+    failed: Counter,
+}
+
+impl InjectionMetrics {
+    /// Counts a request.
+    pub(crate) fn count(&self, result: InjectionResult) {
+        self.requests.inc();
+        self.counter(result).inc();
+    }
+
+    fn counter(&self, result: InjectionResult) -> &Counter {
+        match result {
+            InjectionResult::Injected => &self.injected,
+            InjectionResult::Skipped => &self.skipped,
+            InjectionResult::Failed => &self.failed,
+        }
+    }
+
+    /// How many requests had this result.
+    #[cfg(test)]
+    pub(crate) fn count_of(&self, result: InjectionResult) -> u64 {
+        self.counter(result).get()
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        for (name, help, counter) in [
+            ("sidecar_injection_requests", "Requests for sidecars", &self.requests),
+            ("sidecar_injection_success", "Pods that got a sidecar", &self.injected),
+            ("sidecar_injection_skip", "Pods that are to have no sidecar", &self.skipped),
+            (
+                "sidecar_injection_failure",
+                "Pods that cannot get a sidecar, and requests that weir could not answer",
+                &self.failed,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+    }
+}
+
 /// The metrics of identities and of the certificate authority.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IdentityMetrics {
@@ -242,6 +299,7 @@ pub(crate) struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     status: StatusMetrics,
     webhook: WebhookMetrics,
+    injection: InjectionMetrics,
     identity: IdentityMetrics,
 }
 
@@ -272,12 +330,14 @@ impl Default for Metrics {
             refusals: Family::default(),
             status: StatusMetrics::default(),
             webhook: WebhookMetrics::default(),
+            injection: InjectionMetrics::default(),
             identity: IdentityMetrics::default(),
         };
         this.register_istios();
         this.register_weirs();
         this.status.register(&mut this.registry);
         this.webhook.register(&mut this.registry);
+        this.injection.register(&mut this.registry);
         this.identity.register(&mut this.registry);
         this
     }
@@ -413,6 +473,11 @@ impl Metrics {
     /// The metrics of the webhook.
     pub(crate) fn webhook(&self) -> WebhookMetrics {
         self.webhook.clone()
+    }
+
+    /// The metrics of sidecar injection.
+    pub(crate) fn injection(&self) -> InjectionMetrics {
+        self.injection.clone()
     }
 
     /// The metrics of identities and of the certificate authority.

@@ -73,6 +73,11 @@ impl IdentityArgs {
         self.identity == Switch::On
     }
 
+    /// The trust domain.
+    pub(super) fn trust_domain(&self, domain: &str) -> String {
+        self.trust_domain.clone().unwrap_or_else(|| domain.to_owned())
+    }
+
     /// Where to serve in plain text: as the flag says, else where nobody needs an identity, which is only on loopback if the
     /// others have one.
     pub(super) fn plain(&self, flag: Option<Plain>, local: IpAddr) -> Option<SocketAddr> {
@@ -104,7 +109,7 @@ impl IdentityArgs {
         };
         let authority = CaOptions {
             namespace: namespace.to_owned(),
-            trust_domain: self.trust_domain.unwrap_or_else(|| around.domain.to_owned()),
+            trust_domain: self.trust_domain(around.domain),
             lifetime: self.certificate_lifetime,
             learn: self.root_delay,
             take_over: self.take_over_roots,
