@@ -28,7 +28,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Log level: error, warn, info, debug or trace, optionally per module (info,weir::xds=debug) [default: info for
-    /// serve, warn otherwise]
+    /// serve and agent, warn otherwise]
     #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
     log: Option<String>,
 }
@@ -52,13 +52,15 @@ enum Command {
     Splits(cli::splits::Args),
     Wait(cli::wait::Args),
     Bench(Box<cli::bench::Args>),
+    Redirect(Box<cli::redirect::Args>),
+    Agent(cli::agent::Args),
 }
 
 /// Runs the command that the arguments of the process name, and returns its exit status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     // weir logs the failures of the Kubernetes client itself, once per kind.
-    let usual = if matches!(cli.command, Command::Serve(_)) {
+    let usual = if matches!(cli.command, Command::Serve(_) | Command::Agent(_)) {
         "info,kube_client=off,kube_runtime=off"
     } else {
         "warn,kube_client=off,kube_runtime=off"
@@ -83,6 +85,8 @@ pub fn main() -> ExitCode {
         Command::Translate(args) => cli::translate::run(args),
         Command::Explain(args) => cli::explain::run(args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
+        Command::Redirect(args) => cli::redirect::run(*args),
+        Command::Agent(args) => cli::agent::run(args),
         Command::Analyze(args) => block_on(cli::analyze::run(args)),
         Command::Doctor(args) => block_on(cli::doctor::run(args)),
         Command::Preflight(args) => block_on(cli::preflight::run(args)),
