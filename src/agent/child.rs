@@ -141,6 +141,8 @@ pub(crate) fn become_envoy(parent: i32, program: &Path, args: &[OsString]) -> an
     if let Err(error) = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL) {
         return anyhow::Error::new(error).context("asking the kernel to end Envoy with its agent");
     }
+    // Envoy has an allocator of its own. It runs as well with the agent's setting, which it inherits.
+    _ = nix::sys::prctl::set_thp_disable(false);
     if getppid().as_raw() != parent {
         return anyhow::anyhow!("the agent has ended");
     }

@@ -86,7 +86,10 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => cli::explain::run(args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
         Command::Redirect(args) => cli::redirect::run(*args),
-        Command::Agent(args) => cli::agent::run(args),
+        Command::Agent(args) => {
+            without_huge_pages();
+            cli::agent::run(args)
+        }
         Command::Analyze(args) => block_on(cli::analyze::run(args)),
         Command::Doctor(args) => block_on(cli::doctor::run(args)),
         Command::Preflight(args) => block_on(cli::preflight::run(args)),

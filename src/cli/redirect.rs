@@ -129,10 +129,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
         }
     }
-    if !clean && !dry_run {
-        add_source_address();
-    }
     if !dry_run {
+        set_source_address(!clean);
         let done = if clean { "redirection is removed" } else { "redirection is in place" };
         super::print(&format!("weir redirect: {done}\n"))?;
     }
@@ -227,18 +225,24 @@ fn has_ipv6() -> bool {
     std::fs::read_to_string("/proc/net/if_inet6").is_ok_and(|addresses| !addresses.is_empty())
 }
 
-/// Gives the loopback interface the address from which the proxy calls the application over IPv6.
-fn add_source_address() {
-    if !has_ipv6() {
+/// Gives the loopback interface the address from which the proxy calls the application over IPv6, or takes it away.
+fn set_source_address(present: bool) {
+    if !has_ipv6() || has_source_address() == present {
         return;
     }
-    let address = format!("{SOURCE_V6}/128");
-    if let Err(error) = output("ip", &["-6", "address", "replace", &address, "dev", "lo"]) {
+    let (address, verb) = (format!("{SOURCE_V6}/128"), if present { "add" } else { "del" });
+    if let Err(error) = output("ip", &["-6", "address", verb, &address, "dev", "lo"]) {
         tracing::warn!(
-            "the loopback interface does not get the address {address}, so that the proxy cannot call the application \
-             over IPv6: {error:#}"
+            "{error:#}; without the address {address} on the loopback interface, the proxy cannot call the application \
+             over IPv6"
         );
     }
+}
+
+fn has_source_address() -> bool {
+    let written = format!("{:032x}", u128::from(SOURCE_V6));
+    std::fs::read_to_string("/proc/net/if_inet6")
+        .is_ok_and(|addresses| addresses.lines().any(|line| line.starts_with(&written)))
 }
 
 fn is_installed(name: &str) -> bool {
@@ -278,7 +282,11 @@ impl Step {
             child.stdin.take().map_or(Ok(()), |mut input| input.write_all(self.input.as_bytes()));
         let output = child.wait_with_output().with_context(running)?;
         if !output.status.success() {
-            bail!("{}\nIt was given:\n{}", failure(self.program, self.args, &output), self.input);
+            tracing::info!("{} was given:\n{}", self.program, self.input);
+            bail!(
+                "{}; the rules are those of --dry-run",
+                failure(self.program, self.args, &output)
+            );
         }
         written.with_context(running)
     }
