@@ -289,13 +289,13 @@ fn a_dry_run_prints_what_would_be_applied_and_applies_nothing() {
 }
 
 #[test]
-fn a_user_without_permission_learns_what_is_missing() {
+fn without_the_capability_it_says_so_what_is_missing() {
     if !is_inside_of_a_pod() {
         return;
     }
     for backend in ["nft", "iptables"] {
         let output = Command::new("setpriv")
-            .args(["--reuid", "1000", "--clear-groups", env!("CARGO_BIN_EXE_weir")])
+            .args(["--bounding-set", "-net_admin", env!("CARGO_BIN_EXE_weir")])
             .args(["redirect", "--backend", backend])
             .output()
             .unwrap();

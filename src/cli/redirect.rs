@@ -10,6 +10,7 @@ use clap::ValueEnum;
 
 use crate::redirect::{
     InterfaceName, List, Network, Port, SOURCE_V6, Selection, Settings, iptables, nft,
+    source_address,
 };
 
 const EXAMPLE: &str = "\
@@ -227,22 +228,15 @@ fn has_ipv6() -> bool {
 
 /// Gives the loopback interface the address from which the proxy calls the application over IPv6, or takes it away.
 fn set_source_address(present: bool) {
-    if !has_ipv6() || has_source_address() == present {
+    if !has_ipv6() {
         return;
     }
-    let (address, verb) = (format!("{SOURCE_V6}/128"), if present { "add" } else { "del" });
-    if let Err(error) = output("ip", &["-6", "address", verb, &address, "dev", "lo"]) {
+    let done = if present { source_address::add() } else { source_address::remove() };
+    if let Err(error) = done {
         tracing::warn!(
-            "{error:#}; without the address {address} on the loopback interface, the proxy cannot call the application \
-             over IPv6"
+            "the address {SOURCE_V6} of the loopback interface, from which the proxy calls the application over IPv6: {error}"
         );
     }
-}
-
-fn has_source_address() -> bool {
-    let written = format!("{:032x}", u128::from(SOURCE_V6));
-    std::fs::read_to_string("/proc/net/if_inet6")
-        .is_ok_and(|addresses| addresses.lines().any(|line| line.starts_with(&written)))
 }
 
 fn is_installed(name: &str) -> bool {

@@ -1,11 +1,12 @@
 //! Rules by which the kernel sends the TCP traffic of a pod through its proxy, in the network namespace of that pod.
 //!
-//! Pure: [`Settings::inbound`] and [`Settings::outbound`] say what happens in which order, and [`nft`] and [`iptables`] write
+//! Pure but for [`source_address`]: [`Settings::inbound`] and [`Settings::outbound`] say what happens in which order, and [`nft`] and [`iptables`] write
 //! the same rules for either tool.
 
 pub(crate) mod iptables;
 mod list;
 pub(crate) mod nft;
+pub(crate) mod source_address;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +22,7 @@ const HBONE: u16 = 15008;
 
 /// The source addresses from which the proxy and its agent connect to the application beside them.
 pub(crate) const SOURCE_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
-/// Like [`SOURCE_V4`]; unlike it, the loopback interface does not have it by itself.
+/// Like [`SOURCE_V4`]; unlike it, the loopback interface does not have it by itself, see [`source_address`].
 pub(crate) const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 
 /// Which traffic is redirected where.
