@@ -106,9 +106,16 @@ impl Agent {
     }
 
     /// The process of Envoy: what has this agent's bootstrap as an argument.
-    fn envoy(&self) -> Pid {
+    async fn envoy(&self) -> Pid {
         let config = self.folder.path().join("envoy.json");
-        find(|args| args.iter().any(|arg| Path::new(arg) == config)).expect("Envoy runs")
+        let mut found = None;
+        // While a process becomes another, it has no arguments.
+        until("the process of Envoy is there", async || {
+            found = find(|args| args.iter().any(|arg| Path::new(arg) == config));
+            found.is_some()
+        })
+        .await;
+        found.unwrap()
     }
 
     /// The agent's own process.
@@ -379,7 +386,7 @@ async fn the_application_is_probed_as_the_kubelet_would() {
         ("secure/startupz", 500, "connecting to port 8081: "),
         ("grpc/livez", 200, "200 OK"),
         ("grpc/readyz", 500, "NOT_SERVING"),
-        ("grpc/startupz", 500, "unknown"),
+        ("grpc/startupz", 500, "not registered"),
         ("slow/livez", 500, "no answer within 1s"),
         ("elsewhere/livez", 200, "200 OK"),
         ("nobody/livez", 404, "ISTIO_KUBE_APP_PROBERS has no /app-health/nobody/livez"),
@@ -411,7 +418,7 @@ async fn no_request_fails_while_it_stops() {
     let _weir = Weir::start();
     let mut agent = Agent::start(&["--drain", "50"]).await;
     ready().await;
-    let envoy = agent.envoy();
+    let envoy = agent.envoy().await;
     let answered = Arc::new(AtomicUsize::new(0));
     // Each client sends requests on one connection until it is asked to leave, as it does when it has another pod.
     let clients: Vec<_> = (0..8)
@@ -460,7 +467,7 @@ async fn connections_that_stay_are_cut_after_the_drain_time_or_by_a_second_signa
     for (drain, signals, status) in [("2", 1, 0), ("50", 2, 130)] {
         let mut agent = Agent::start(&["--drain", drain]).await;
         ready().await;
-        let (envoy, before) = (agent.envoy(), waiting.load(Ordering::Relaxed));
+        let (envoy, before) = (agent.envoy().await, waiting.load(Ordering::Relaxed));
         let mut sender = open("127.0.0.1", "127.0.0.1:80").await;
         let stays = tokio::spawn(async move {
             let request = hyper::Request::get("/held").header("host", "web.shop");
@@ -484,14 +491,14 @@ async fn it_ends_with_envoy_and_envoy_with_it() {
         return;
     }
     let mut agent = Agent::start(&[]).await;
-    kill(agent.envoy(), Signal::SIGKILL).unwrap();
+    kill(agent.envoy().await, Signal::SIGKILL).unwrap();
     assert_eq!(agent.ended().await.code(), Some(128 + 9));
 
     let mut agent = Agent::start(&["--", "--no-such-flag"]).await;
     assert_eq!(agent.ended().await.code(), Some(1), "Envoy's own status");
 
     let mut agent = Agent::start(&[]).await;
-    let envoy = agent.envoy();
+    let envoy = agent.envoy().await;
     agent.signal(Signal::SIGKILL);
     agent.ended().await;
     until("the kernel has killed Envoy", async || is_gone(envoy)).await;
@@ -513,7 +520,7 @@ async fn as_the_first_process_it_reaps_orphans() {
     }
     let agent =
         Agent::start_by(&["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"], &[]).await;
-    let (id, envoy) = (agent.id(), agent.envoy());
+    let (id, envoy) = (agent.id(), agent.envoy().await);
     // Its parent ends before it does.
     let orphan = Command::new("nsenter")
         .args(["--target", &id.to_string(), "--pid", "--mount"])

@@ -64,16 +64,18 @@ fn create(file: &Path, text: &str) -> anyhow::Result<()> {
 /// A description of the first line that is none.
 pub(crate) fn labels(text: &str) -> Result<Vec<(String, String)>, String> {
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let parse = |(n, line): (usize, &str)| {
-        let quoted = line
-            .split_once('=')
-            .and_then(|(key, value)| Some((key, value.strip_prefix('"')?.strip_suffix('"')?)));
-        // The value of a label contains nothing that is escaped within quotes.
-        let (key, value) =
-            quoted.ok_or_else(|| format!("line {}: {line:?} is not KEY=\"VALUE\"", n + 1))?;
-        label(&format!("{key}={value}")).map_err(|reason| format!("line {}: {reason}", n + 1))
-    };
-    lines.map(parse).collect()
+    lines
+        .map(|(n, line)| label_of(line).map_err(|reason| format!("line {}: {reason}", n + 1)))
+        .collect()
+}
+
+fn label_of(line: &str) -> Result<(String, String), String> {
+    let quoted = line
+        .split_once('=')
+        .and_then(|(key, value)| Some((key, value.strip_prefix('"')?.strip_suffix('"')?)));
+    // The value of a label contains nothing that is escaped within quotes.
+    let (key, value) = quoted.ok_or_else(|| format!("{line:?} is not KEY=\"VALUE\""))?;
+    label(&format!("{key}={value}"))
 }
 
 #[cfg(test)]

@@ -12,17 +12,20 @@ use anyhow::Context as _;
 /// The folder cannot be written to.
 pub(crate) fn install(folder: &Path) -> anyhow::Result<PathBuf> {
     let target = folder.join("weir");
-    let writing = || format!("writing {}", target.display());
     fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+    copy_to(&target, folder).with_context(|| format!("writing {}", target.display()))?;
+    Ok(target)
+}
+
+fn copy_to(target: &Path, folder: &Path) -> anyhow::Result<()> {
     let mut source = fs::File::open("/proc/self/exe").context("reading this program")?;
     let mut file = tempfile::Builder::new()
         .prefix(".weir-")
         .permissions(Permissions::from_mode(0o755))
-        .tempfile_in(folder)
-        .with_context(writing)?;
-    std::io::copy(&mut source, &mut file).with_context(writing)?;
+        .tempfile_in(folder)?;
+    std::io::copy(&mut source, &mut file)?;
     // The mask of the process may have taken bits away.
-    file.as_file().set_permissions(Permissions::from_mode(0o755)).with_context(writing)?;
-    file.persist(&target).with_context(writing)?;
-    Ok(target)
+    file.as_file().set_permissions(Permissions::from_mode(0o755))?;
+    file.persist(&target)?;
+    Ok(())
 }

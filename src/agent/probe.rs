@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{GRPCAction, HTTPGetAction, TCPSocketAction};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::transport::Endpoint;
@@ -81,18 +81,11 @@ impl Probes {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let handlers: BTreeMap<String, Handler> =
             serde_json::from_str(text).map_err(|error| error.to_string())?;
-        let probe = |(path, handler): (String, Handler)| {
-            let timeout = handler.timeout_seconds.map(Duration::from_secs);
-            let timeout = match kind(&path)? {
-                Kind::Probe => {
-                    Some(timeout.filter(|timeout| !timeout.is_zero()).unwrap_or(TIMEOUT))
-                }
-                Kind::Hook => timeout,
-            };
-            let action = Action::of(handler).map_err(|reason| format!("{path}: {reason}"))?;
-            Ok((path, Probe { action, timeout }))
-        };
-        handlers.into_iter().map(probe).collect::<Result<_, _>>().map(Self)
+        let probes = handlers.into_iter().map(|(path, handler)| {
+            let probe = Probe::of(&path, handler)?;
+            Ok((path, probe))
+        });
+        probes.collect::<Result<_, _>>().map(Self)
     }
 
     /// The probe or hook of a path.
@@ -149,9 +142,10 @@ impl HttpGet {
         };
         let mut headers = HeaderMap::new();
         for item in get.http_headers.unwrap_or_default() {
-            let wrong = || format!("httpHeaders: {:?}: {:?} is no header", item.name, item.value);
-            let name: HeaderName = item.name.parse().map_err(|_| wrong())?;
-            let value: HeaderValue = item.value.parse().map_err(|_| wrong())?;
+            let parts = (item.name.parse::<HeaderName>(), item.value.parse::<HeaderValue>());
+            let (Ok(name), Ok(value)) = parts else {
+                return Err(format!("httpHeaders: {:?}: {:?} is no header", item.name, item.value));
+            };
             headers.append(name, value);
         }
         let path = path(get.path.as_deref().unwrap_or("/"))?;
@@ -250,6 +244,17 @@ impl HttpGet {
 }
 
 impl Probe {
+    fn of(path: &str, handler: Handler) -> Result<Self, String> {
+        let timeout = handler.timeout_seconds.filter(|seconds| *seconds > 0);
+        let timeout = timeout.map(Duration::from_secs);
+        let timeout = match kind(path)? {
+            Kind::Probe => Some(timeout.unwrap_or(TIMEOUT)),
+            Kind::Hook => timeout,
+        };
+        let action = Action::of(handler).map_err(|reason| format!("{path}: {reason}"))?;
+        Ok(Self { action, timeout })
+    }
+
     /// Asks the application. `asked` are the headers of the kubelet's request.
     ///
     /// # Errors
@@ -284,17 +289,17 @@ async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Empty<Bytes>>,
 ) -> Result<Response<Incoming>, String> {
-    let failed = |error: hyper::Error| with_causes(&error);
     let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.map_err(failed)?;
+    let (mut sender, connection) = handshake.await.map_err(|error| with_causes(&error))?;
     let answer = sender.send_request(request);
     tokio::pin!(answer, connection);
-    tokio::select! {
+    let answer = tokio::select! {
         biased;
-        answer = &mut answer => answer.map_err(failed),
+        answer = &mut answer => answer,
         // The answer tells how it ended.
-        _ = &mut connection => answer.await.map_err(failed),
-    }
+        _ = &mut connection => answer.await,
+    };
+    answer.map_err(|error| with_causes(&error))
 }
 
 async fn grpc(address: SocketAddr, service: &str) -> Result<StatusCode, String> {
@@ -345,23 +350,25 @@ fn has_source_v6() -> bool {
 
 /// Connects to a host, by default to the application in this pod.
 async fn connect(host: Option<&str>, application: IpAddr, port: u16) -> Result<TcpStream, String> {
-    let failed = |error: std::io::Error| format!("connecting to port {port}: {error}");
-    if let Some(host) = host {
-        let addresses: Vec<_> = lookup_host((host, port)).await.map_err(failed)?.collect();
-        return TcpStream::connect(addresses.as_slice()).await.map_err(failed);
-    }
-    let socket = match application {
-        IpAddr::V4(_) => TcpSocket::new_v4().and_then(|socket| {
-            socket.bind((SOURCE_V4, 0).into())?;
-            Ok(socket)
-        }),
-        IpAddr::V6(_) => TcpSocket::new_v6().map(|socket| {
-            // Without redirection it does not matter from where.
-            let _ = socket.bind((SOURCE_V6, 0).into());
-            socket
-        }),
+    let connected = match host {
+        Some(host) => TcpStream::connect((host, port)).await,
+        None => connect_to(SocketAddr::new(application, port)).await,
     };
-    socket.map_err(failed)?.connect((application, port).into()).await.map_err(failed)
+    connected.map_err(|error| format!("connecting to port {port}: {error}"))
+}
+
+async fn connect_to(application: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if application.is_ipv4() {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((SOURCE_V4, 0).into())?;
+        socket
+    } else {
+        let socket = TcpSocket::new_v6()?;
+        // Without redirection it does not matter from where.
+        _ = socket.bind((SOURCE_V6, 0).into());
+        socket
+    };
+    socket.connect(application).await
 }
 
 fn given(host: Option<String>) -> Option<String> {

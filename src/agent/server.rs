@@ -1,6 +1,6 @@
 //! The ports of the agent: 15021 for readiness, and 15020 for everything.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,11 +73,10 @@ fn limits() -> Limits {
 
 /// A listener for both families, or for IPv4 if the pod has no IPv6.
 async fn bind(port: u16) -> anyhow::Result<TcpListener> {
-    let any = |ip: IpAddr| TcpListener::bind(SocketAddr::new(ip, port));
-    match any(Ipv6Addr::UNSPECIFIED.into()).await {
+    match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
         Ok(listener) => Ok(listener),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(error),
-        Err(_) => any(Ipv4Addr::UNSPECIFIED.into()).await,
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
     }
     .with_context(|| format!("listening on port {port}"))
 }

@@ -3,7 +3,7 @@
 use std::env;
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Output, Stdio};
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
@@ -263,18 +263,7 @@ fn output(program: &str, args: &[&str]) -> anyhow::Result<String> {
 
 impl Step {
     fn run(&self) -> anyhow::Result<()> {
-        let running = || format!("running {}", self.program);
-        let mut child = Command::new(self.program)
-            .args(self.args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(running)?;
-        // The input is closed by dropping it. A program that ends early says why.
-        let written =
-            child.stdin.take().map_or(Ok(()), |mut input| input.write_all(self.input.as_bytes()));
-        let output = child.wait_with_output().with_context(running)?;
+        let output = self.output().with_context(|| format!("running {}", self.program))?;
         if !output.status.success() {
             tracing::info!("{} was given:\n{}", self.program, self.input);
             bail!(
@@ -282,11 +271,25 @@ impl Step {
                 failure(self.program, self.args, &output)
             );
         }
-        written.with_context(running)
+        Ok(())
+    }
+
+    fn output(&self) -> std::io::Result<Output> {
+        let mut child = Command::new(self.program)
+            .args(self.args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        // The input is closed by dropping it. A program that does not read it says why on stderr.
+        if let Some(mut input) = child.stdin.take() {
+            _ = input.write_all(self.input.as_bytes());
+        }
+        child.wait_with_output()
     }
 }
 
-fn failure(program: &str, args: &[&str], output: &std::process::Output) -> String {
+fn failure(program: &str, args: &[&str], output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim();
     let denied = ["permitted", "ermission denied", "must be root"].iter().any(|w| said.contains(w));

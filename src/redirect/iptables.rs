@@ -36,8 +36,7 @@ pub(crate) fn apply(settings: &Settings, v6: bool, saved: &str) -> String {
 /// Removes the chains and the jumps to them; `None` if there is none.
 pub(crate) fn clean_up(saved: &str) -> Option<String> {
     let mut script = "*nat\n".to_owned();
-    let exists = |chain: &str| saved.lines().any(|line| line.starts_with(&format!(":{chain} ")));
-    let chains: Vec<_> = CHAINS.into_iter().filter(|(chain, _)| exists(chain)).collect();
+    let chains: Vec<_> = CHAINS.into_iter().filter(|(chain, _)| declares(saved, chain)).collect();
     if chains.is_empty() {
         return None;
     }
@@ -53,6 +52,10 @@ pub(crate) fn clean_up(saved: &str) -> Option<String> {
     }
     script.push_str("COMMIT\n");
     Some(script)
+}
+
+fn declares(saved: &str, chain: &str) -> bool {
+    saved.lines().any(|line| line.starts_with(&format!(":{chain} ")))
 }
 
 /// As `iptables-save` prints it.

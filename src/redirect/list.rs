@@ -86,23 +86,14 @@ impl FromStr for Network {
 
     /// Parses `10.0.0.0/8`, `fd00::/8`, or an address, which is a network of its own. Host bits are dropped.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?} is not a CIDR range, such as 10.0.0.0/8 or fd00::/8");
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (address, Some(prefix)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
+        let (address, prefix) = address_and_prefix(text).ok_or_else(|| {
+            format!("{text:?} is not a CIDR range, such as 10.0.0.0/8 or fd00::/8")
+        })?;
         let bits = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = match prefix {
-            None => bits,
-            Some(prefix) => {
-                let prefix = prefix.parse().map_err(|_| wrong())?;
-                if prefix > bits {
-                    return Err(format!("{text:?}: the prefix is longer than {bits} bits"));
-                }
-                prefix
-            }
-        };
+        let prefix = prefix.unwrap_or(bits);
+        if prefix > bits {
+            return Err(format!("{text:?}: the prefix is longer than {bits} bits"));
+        }
         let host = u32::from(bits - prefix);
         let address = match address {
             IpAddr::V4(ip) => {
@@ -124,6 +115,13 @@ impl fmt::Display for Network {
     }
 }
 
+fn address_and_prefix(text: &str) -> Option<(IpAddr, Option<u8>)> {
+    match text.split_once('/') {
+        Some((address, prefix)) => Some((address.parse().ok()?, Some(prefix.parse().ok()?))),
+        None => Some((text.parse().ok()?, None)),
+    }
+}
+
 /// The name of a network interface.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct InterfaceName(pub String);
@@ -134,8 +132,8 @@ impl FromStr for InterfaceName {
     fn from_str(text: &str) -> Result<Self, String> {
         /// `IFNAMSIZ` without the final NUL.
         const LONGEST: usize = 15;
-        let fits = |c: char| c.is_ascii_alphanumeric() || "-_.:@".contains(c);
-        if text.is_empty() || text.len() > LONGEST || !text.chars().all(fits) {
+        let unfit = text.contains(|c: char| !c.is_ascii_alphanumeric() && !"-_.:@".contains(c));
+        if text.is_empty() || text.len() > LONGEST || unfit {
             return Err(format!(
                 "{text:?} is not the name of an interface: 1 to {LONGEST} of A-Z, a-z, 0-9 and \"-_.:@\""
             ));

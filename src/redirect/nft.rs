@@ -38,8 +38,8 @@ fn written(rule: &Rule) -> String {
     match rule.verdict {
         Verdict::Leave => parts.push("return".to_owned()),
         Verdict::Redirect(port) => {
-            let names_port = |part: &Match| matches!(part, Match::Ports(_) | Match::NotPort(_));
-            if !rule.matches.iter().any(names_port) {
+            let mut matches = rule.matches.iter();
+            if !matches.any(|part| matches!(part, Match::Ports(_) | Match::NotPort(_))) {
                 parts.insert(0, "meta l4proto tcp".to_owned());
             }
             parts.push(format!("redirect to :{port}"));
