@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -169,10 +168,9 @@ impl FromStr for XdsAddress {
 /// # Errors
 /// A description of what is wrong.
 pub(crate) fn dns_label(text: &str) -> Result<String, String> {
-    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if text.is_empty()
         || text.len() > 63
-        || !text.chars().all(inner)
+        || !text.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-'))
         || text.starts_with('-')
         || text.ends_with('-')
     {
@@ -208,14 +206,6 @@ pub(crate) fn dns_name(text: &str) -> Result<String, String> {
 pub(crate) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) =
         text.split_once('=').ok_or("it is not of the form KEY=VALUE, as app=reviews")?;
-    let fits = |text: &str| {
-        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-        let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        text.len() <= 63
-            && edge(text.chars().next())
-            && edge(text.chars().next_back())
-            && text.chars().all(inner)
-    };
     let name = match key.split_once('/') {
         Some((prefix, name)) => {
             dns_name(prefix).map_err(|reason| format!("the prefix of the key: {reason}"))?;
@@ -224,13 +214,21 @@ pub(crate) fn label(text: &str) -> Result<(String, String), String> {
         None => key,
     };
     let rule = "1 to 63 of A-Z, a-z, 0-9, \"-\", \"_\" and \".\", a letter or digit at both ends";
-    if !fits(name) {
+    if !is_qualified(name) {
         return Err(format!("{key:?} is not the key of a label: {rule}"));
     }
-    if !value.is_empty() && !fits(value) {
+    if !value.is_empty() && !is_qualified(value) {
         return Err(format!("{value:?} is not the value of a label: nothing, or {rule}"));
     }
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Whether this has 1 to 63 of the characters of a label, and a letter or digit at both ends.
+fn is_qualified(text: &str) -> bool {
+    text.len() <= 63
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
 }
 
 /// Parses a locality, `REGION[/ZONE[/SUBZONE]]`, without empty parts.
@@ -297,26 +295,17 @@ impl Bootstrap {
             "name": "static",
             "static_layer": { "re2.max_program_size.error_level": 32768 },
         });
-        // Envoy waits for these layers before it asks for clusters. weir always answers at once; what else may be at that
-        // address does not keep the proxy from starting.
-        let weights = |name: &Arc<str>| {
-            json!({
-                "name": name,
-                "rtds_layer": {
-                    "name": name,
-                    "rtds_config": {
-                        "ads": {}, "initial_fetch_timeout": "1s", "resource_api_version": "V3",
-                    },
-                },
-            })
-        };
         // Lets a person override a value by Envoy's `/runtime_modify`.
         let admin = json!({ "name": "admin", "admin_layer": {} });
         let names = match self.weights {
             WeightDelivery::Runtime => runtime_layers(self.variant.into()),
             WeightDelivery::Routes => &[],
         };
-        [limit].into_iter().chain(names.iter().map(weights)).chain([admin]).collect()
+        [limit]
+            .into_iter()
+            .chain(names.iter().map(|name| rtds_layer(name)))
+            .chain([admin])
+            .collect()
     }
 
     fn static_resources(&self) -> Value {
@@ -376,6 +365,20 @@ fn stats_tags() -> Value {
         { "tag_name": "cluster_name", "regex": r"^cluster\.((.+?);\.)" },
         { "tag_name": "http_conn_manager_prefix", "regex": r"^http\.((.+?);\.)" },
     ])
+}
+
+/// A layer of runtime values from weir. Envoy waits for it before it asks for clusters. weir always answers at once; what
+/// else may be at that address does not keep the proxy from starting.
+fn rtds_layer(name: &str) -> Value {
+    json!({
+        "name": name,
+        "rtds_layer": {
+            "name": name,
+            "rtds_config": {
+                "ads": {}, "initial_fetch_timeout": "1s", "resource_api_version": "V3",
+            },
+        },
+    })
 }
 
 /// Leads to the page of statistics of the admin interface, and to none of the pages that change Envoy or show secrets.
@@ -542,9 +545,11 @@ admin:
                     bootstrap.xds = xds.parse().unwrap();
                     bootstrap.identity =
                         (variant == AdsVariant::Delta).then(|| identity(folder.path()));
-                    // The descriptors accept these field names.
-                    json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json())
-                        .unwrap();
+                    // The descriptors accept these field names. They do not know the filter that presents a token.
+                    if bootstrap.identity.is_none() {
+                        json_to_any("envoy.config.bootstrap.v3.Bootstrap", &bootstrap.to_json())
+                            .unwrap();
+                    }
                     for (name, text) in [
                         ("b.json", bootstrap.to_json().to_string()),
                         ("b.yaml", bootstrap.to_yaml().unwrap()),
@@ -579,24 +584,27 @@ admin:
         identity
     }
 
+    fn summary(xds: &str, variant: AdsVariant) -> [String; 3] {
+        let json = Bootstrap { xds: xds.parse().unwrap(), variant, ..bootstrap() }.to_json();
+        let cluster = &json["static_resources"]["clusters"][0];
+        let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+        let texts = [
+            &json["dynamic_resources"]["ads_config"]["api_type"],
+            &cluster["type"],
+            &endpoint["address"]["socket_address"]["address"],
+        ];
+        texts.map(|text| text.as_str().unwrap().to_owned())
+    }
+
     #[test]
     fn what_differs_between_the_combinations() {
-        let of = |xds: &str, variant| {
-            let json = Bootstrap { xds: xds.parse().unwrap(), variant, ..bootstrap() }.to_json();
-            let cluster = &json["static_resources"]["clusters"][0];
-            let endpoint =
-                &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
-            let texts = [
-                &json["dynamic_resources"]["ads_config"]["api_type"],
-                &cluster["type"],
-                &endpoint["address"]["socket_address"]["address"],
-            ];
-            texts.map(|text| text.as_str().unwrap().to_owned())
-        };
-        assert_eq!(of("10.0.0.1:1", AdsVariant::Delta), ["DELTA_GRPC", "STATIC", "10.0.0.1"]);
-        assert_eq!(of("[::1]:1", AdsVariant::Sotw), ["GRPC", "STATIC", "::1"]);
+        assert_eq!(summary("10.0.0.1:1", AdsVariant::Delta), ["DELTA_GRPC", "STATIC", "10.0.0.1"]);
+        assert_eq!(summary("[::1]:1", AdsVariant::Sotw), ["GRPC", "STATIC", "::1"]);
         let name = "weir.weir-system.svc";
-        assert_eq!(of(&format!("{name}:1"), AdsVariant::Delta), ["DELTA_GRPC", "STRICT_DNS", name]);
+        assert_eq!(
+            summary(&format!("{name}:1"), AdsVariant::Delta),
+            ["DELTA_GRPC", "STRICT_DNS", name]
+        );
     }
 
     #[test]
@@ -607,21 +615,30 @@ admin:
         assert_eq!(id.to_string(), text);
     }
 
+    fn node_id_error(text: &str) -> String {
+        text.parse::<NodeId>().unwrap_err()
+    }
+
+    fn xds_error(text: &str) -> String {
+        text.parse::<XdsAddress>().unwrap_err()
+    }
+
     #[test]
     fn errors_describe_what_was_found() {
-        let id = |text: &str| text.parse::<NodeId>().unwrap_err();
         assert_eq!(
-            id("sidecar~1.2.3.4"),
+            node_id_error("sidecar~1.2.3.4"),
             "it has 2 parts where TYPE~IP~POD.NAMESPACE~DNSDOMAIN has 4"
         );
-        assert_eq!(id("router~1.2.3.4~a.b~c"), r#"the type is "router"; only "sidecar" is served"#);
-        assert_eq!(id("sidecar~1.2.3~a.b~c"), r#""1.2.3" is not an IP address"#);
-        assert_eq!(id("sidecar~1.2.3.4~a~c"), r#""a" is not of the form POD.NAMESPACE"#);
-        let xds = |text: &str| text.parse::<XdsAddress>().unwrap_err();
-        assert!(xds("weir").starts_with("it is not of the form HOST:PORT"));
-        assert_eq!(xds("weir:0"), r#""0" is not a port (1 to 65535)"#);
-        assert_eq!(xds("::1:15010"), "an IPv6 address goes in brackets: [::1]:15010");
-        assert!(xds("we_ir:1").starts_with(r#""we_ir" is not a DNS name"#));
+        assert_eq!(
+            node_id_error("router~1.2.3.4~a.b~c"),
+            r#"the type is "router"; only "sidecar" is served"#
+        );
+        assert_eq!(node_id_error("sidecar~1.2.3~a.b~c"), r#""1.2.3" is not an IP address"#);
+        assert_eq!(node_id_error("sidecar~1.2.3.4~a~c"), r#""a" is not of the form POD.NAMESPACE"#);
+        assert!(xds_error("weir").starts_with("it is not of the form HOST:PORT"));
+        assert_eq!(xds_error("weir:0"), r#""0" is not a port (1 to 65535)"#);
+        assert_eq!(xds_error("::1:15010"), "an IPv6 address goes in brackets: [::1]:15010");
+        assert!(xds_error("we_ir:1").starts_with(r#""we_ir" is not a DNS name"#));
         assert!(label("app").unwrap_err().starts_with("it is not of the form KEY=VALUE"));
         assert!(label("=x").unwrap_err().starts_with(r#""" is not the key"#));
         assert!(label("app=a b").unwrap_err().starts_with(r#""a b" is not the value"#));

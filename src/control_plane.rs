@@ -28,7 +28,7 @@ use crate::snapshot::SnapshotCache;
 use crate::source::kubernetes::selection::{Namespaces, Selection};
 use crate::source::probe::FreshnessProbe;
 use crate::source::sync::KindSync;
-use crate::source::{self, SourceEvent};
+use crate::source::{self, LocatedProblem, SourceEvent};
 use crate::status::Published;
 use crate::store::Store;
 use crate::tls::follow_folder;
@@ -275,14 +275,11 @@ struct Addresses {
 
 impl Listeners {
     fn bind(options: &Options) -> anyhow::Result<Self> {
-        let bind_any = |address: Option<SocketAddr>, flag: &str| {
-            address.map(|address| bind(address, flag)).transpose()
-        };
-        let webhook = options.webhook.as_ref().map(|webhook| webhook.listen);
         let secure = options.secure.as_ref().map(|secure| secure.listen);
+        let webhook = options.webhook.as_ref().map(|webhook| webhook.listen);
         Ok(Self {
             xds: bind_any(options.xds_listen, "--xds-listen")?,
-            secure: bind_any(secure, "--secure-xds-listen")?,
+            secure: bind_any(secure, "--tls-listen")?,
             pages: bind(options.admin_listen, "--admin-listen")?,
             webhook: bind_any(webhook, "--webhook-listen")?,
             gates: bind_any(options.gates_listen, "--gates-listen")?,
@@ -290,17 +287,18 @@ impl Listeners {
     }
 
     fn addresses(&self) -> std::io::Result<Addresses> {
-        let any = |listener: &Option<TcpListener>| {
-            listener.as_ref().map(TcpListener::local_addr).transpose()
-        };
         Ok(Addresses {
-            xds: any(&self.xds)?,
-            secure: any(&self.secure)?,
+            xds: address_of(&self.xds)?,
+            secure: address_of(&self.secure)?,
             admin: self.pages.local_addr()?,
-            webhook: any(&self.webhook)?,
-            gates: any(&self.gates)?,
+            webhook: address_of(&self.webhook)?,
+            gates: address_of(&self.gates)?,
         })
     }
+}
+
+fn address_of(listener: &Option<TcpListener>) -> std::io::Result<Option<SocketAddr>> {
+    listener.as_ref().map(TcpListener::local_addr).transpose()
 }
 
 /// What the webhook judges objects by.
@@ -488,6 +486,10 @@ async fn read(
 /// The listen backlog: as large as the system allows, so that bursts of connections need no retries.
 const BACKLOG: u32 = 4096;
 
+fn bind_any(address: Option<SocketAddr>, flag: &str) -> anyhow::Result<Option<TcpListener>> {
+    address.map(|address| bind(address, flag)).transpose()
+}
+
 fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
     let bound = listen(address);
     if bound.is_err() && address.ip() == Ipv6Addr::UNSPECIFIED {
@@ -514,7 +516,7 @@ struct Engine {
     rollout_guard: RolloutGuard,
     published: Arc<Published>,
     /// The held-back changes that were already logged.
-    reported: BTreeSet<String>,
+    reported: BTreeSet<ReportedHold>,
     store: Store,
     /// Where the webhook finds the store.
     stores: watch::Sender<Option<Store>>,
@@ -575,51 +577,94 @@ impl Engine {
 
     /// Logs changes that are newly held back and those that were released.
     fn report_held(&mut self, held: &[HeldChange]) {
-        let now: BTreeSet<String> = held.iter().map(ToString::to_string).collect();
-        now.difference(&self.reported).for_each(|item| tracing::warn!("{item}"));
-        self.reported.difference(&now).for_each(|item| tracing::info!("no longer: {item}"));
+        let now: BTreeSet<ReportedHold> = held.iter().map(ReportedHold::from).collect();
+        for ReportedHold { object, path, reason } in now.difference(&self.reported) {
+            tracing::warn!(%object, path, reason, "holding back a change");
+        }
+        for ReportedHold { object, path, reason } in self.reported.difference(&now) {
+            tracing::info!(%object, path, reason, "no longer holding back a change");
+        }
         self.metrics.held(now.len());
         self.reported = now;
+    }
+}
+
+/// A change that is held back, as the log shows it.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct ReportedHold {
+    object: ObjectKey,
+    path: String,
+    reason: String,
+}
+
+impl From<&HeldChange> for ReportedHold {
+    fn from(held: &HeldChange) -> Self {
+        Self { object: held.object.clone(), path: held.field.clone(), reason: held.reason() }
     }
 }
 
 /// Logs the objects behind a revision: Istio objects at level info, all others at level debug.
 fn log_revision(revision: MeshRevision, dirty: &BTreeSet<ObjectKey>) {
     let (ours, others): (Vec<_>, Vec<_>) = dirty.iter().partition(|key| key.kind.group() == ISTIO);
-    let list = |keys: &[&ObjectKey]| {
-        let named = keys.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        if keys.len() > NAMED { format!("{named} and {} more", keys.len() - NAMED) } else { named }
-    };
+    let revision = revision.get();
     if !ours.is_empty() {
-        tracing::info!("revision {revision}: {}", list(&ours));
+        tracing::info!(revision, objects = named(&ours), "publishing changed objects");
     }
     if !others.is_empty() {
-        tracing::debug!("revision {revision}: {}", list(&others));
+        tracing::debug!(revision, objects = named(&others), "publishing changed objects");
     }
+}
+
+/// The first of these objects by name, and the number of the others.
+fn named(keys: &[&ObjectKey]) -> String {
+    let named = keys.iter().take(NAMED).map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if keys.len() > NAMED { format!("{named} and {} more", keys.len() - NAMED) } else { named }
+}
+
+/// A text as a field of the log, unless it is empty.
+fn non_empty(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 fn log(change: &SourceEvent) {
     match change {
         SourceEvent::Reject { key, problems, .. } => {
-            for problem in problems {
+            for LocatedProblem { origin, problem } in problems {
                 tracing::error!(
-                    "{}: {key}: {}; the last accepted version stays \
-                    active",
-                    problem.origin,
-                    problem.problem
+                    object = %key,
+                    file = origin.file(),
+                    path = non_empty(&problem.path),
+                    reason = problem.message,
+                    advice = non_empty(&problem.advice),
+                    "rejected an object; its last accepted version stays active"
                 );
             }
         }
-        SourceEvent::SourceProblems { subject, problems } if problems.is_empty() => tracing::info!(
-            "{subject}: \
-            recovered"
-        ),
-        SourceEvent::SourceProblems { problems, .. } => {
-            problems.iter().for_each(|problem| tracing::error!("{problem}"))
+        SourceEvent::SourceProblems { subject, problems } if problems.is_empty() => {
+            tracing::info!(subject, "objects can be read again");
+        }
+        SourceEvent::SourceProblems { subject, problems } => {
+            for LocatedProblem { origin, problem } in problems {
+                tracing::error!(
+                    subject,
+                    file = origin.file(),
+                    path = non_empty(&problem.path).filter(|path| path != subject),
+                    reason = problem.message,
+                    advice = non_empty(&problem.advice),
+                    "cannot read objects"
+                );
+            }
         }
         SourceEvent::Apply { object, warnings, .. } => {
-            for warning in warnings {
-                tracing::warn!("{}: {}: {}", warning.origin, object.key(), warning.problem);
+            for LocatedProblem { origin, problem } in warnings {
+                tracing::warn!(
+                    object = %object.key(),
+                    file = origin.file(),
+                    path = non_empty(&problem.path),
+                    reason = problem.message,
+                    advice = non_empty(&problem.advice),
+                    "accepted an object that has a problem"
+                );
             }
         }
         SourceEvent::Delete(_)

@@ -74,29 +74,35 @@ pub(crate) struct StatusMetrics {
 
 impl StatusMetrics {
     fn register(&self, registry: &mut Registry) {
-        let mut counter = |name, help, counter: &Counter| {
-            registry.register(name, help, counter.clone());
-        };
-        counter("weir_status_writes", "Requests to write the status of an object", &self.writes);
-        counter(
+        registry.register(
+            "weir_status_writes",
+            "Requests to write the status of an object",
+            self.writes.clone(),
+        );
+        registry.register(
             "weir_status_write_errors",
             "Requests to write the status of an object that failed",
-            &self.errors,
+            self.errors.clone(),
         );
-        counter(
+        registry.register(
             "weir_status_writes_skipped",
             "Writes that were saved because a newer state replaced an unwritten one",
-            &self.skipped,
+            self.skipped.clone(),
         );
-        let mut gauge = |name, help, gauge: &Gauge| {
-            registry.register(name, help, gauge.clone());
-        };
-        gauge("weir_status_pending", "Objects whose status is to be written", &self.pending);
-        gauge("weir_status_leader", "1 if this replica writes the status", &self.leader);
-        gauge(
+        registry.register(
+            "weir_status_pending",
+            "Objects whose status is to be written",
+            self.pending.clone(),
+        );
+        registry.register(
+            "weir_status_leader",
+            "1 if this replica writes the status",
+            self.leader.clone(),
+        );
+        registry.register(
             "weir_replicas_unreachable",
             "Replicas that the one that writes the status cannot ask",
-            &self.unreachable,
+            self.unreachable.clone(),
         );
     }
 }

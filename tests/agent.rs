@@ -97,7 +97,7 @@ impl Agent {
         })
         .unwrap();
         let this = Self { process, folder };
-        until("Envoy runs", async || this.log().contains("runs as process")).await;
+        until("Envoy runs", async || this.log().contains("Envoy is running")).await;
         this
     }
 
@@ -454,7 +454,7 @@ async fn no_request_fails_while_it_stops() {
     assert_eq!(long.await.unwrap(), (200, "held\n".into()));
     assert_eq!(agent.ended().await.code(), Some(0));
     assert!(is_gone(envoy));
-    assert!(!agent.log().contains("have not ended"), "{}", agent.log());
+    assert!(!agent.log().contains("have not ended within"), "{}", agent.log());
 }
 
 #[tokio::test]
@@ -476,7 +476,7 @@ async fn connections_that_stay_are_cut_after_the_drain_time_or_by_a_second_signa
         until("a request is under way", async || waiting.load(Ordering::Relaxed) > before).await;
         agent.signal(Signal::SIGINT);
         if signals == 2 {
-            until("it stops", async || agent.log().contains("stopping: ")).await;
+            until("it stops", async || agent.log().contains("stopping; ")).await;
             agent.signal(Signal::SIGINT);
         }
         assert_eq!(agent.ended().await.code(), Some(status), "{drain}");

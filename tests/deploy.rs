@@ -114,7 +114,7 @@ impl Weir {
     async fn lacks(&self, verb: &str, resources: &[&str]) {
         for resource in resources {
             until(&format!("the log names {verb} of {resource}"), async || {
-                self.log().contains(&format!("cannot {verb} resource \"{resource}\""))
+                self.log().contains(&format!("cannot {verb} resource \\\"{resource}\\\""))
             })
             .await;
         }
@@ -350,6 +350,8 @@ async fn weir_keeps_the_certificate_of_its_webhook_with_its_roles() {
 async fn weir_needs_each_verb_for_the_certificate_of_its_webhook() {
     let name = "weir_needs_each_verb_for_the_certificate_of_its_webhook";
     let Some((cluster, account)) = deployed(name).await else { return };
+    // Another role lets weir create Secrets as well.
+    in_weir_system(&cluster, &["delete", "rolebinding", "weir-identity"]);
     let configuration = (&["patch", "clusterrole", "weir-webhook"][..], 0);
     let role = &["-n", "weir-system", "patch", "role", "weir-webhook"][..];
     let (created, kept) = ((role, 0), (role, 1));
@@ -465,7 +467,7 @@ fn what_the_chart_renders_fits_a_cluster() {
     let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
     assert_eq!(
         found,
-        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--webhook=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--xds-listen=[::]:15010","--webhook=on","--identity=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
     );
 }
 

@@ -11,12 +11,18 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
 use rcgen::{CertificateParams, KeyPair};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, SignatureScheme};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -32,6 +38,7 @@ use crate::support::ads::CDS;
 use crate::support::kube::KubeCluster;
 use crate::support::mesh::{DEADLINE, Serve, until};
 use crate::support::process::free_port;
+use crate::support::sidecar::start_envoy;
 
 /// The name by which the tests know weir.
 const NAME: &str = "weir.weir-system.svc";
@@ -388,7 +395,7 @@ async fn a_certificate_is_for_whom_the_token_says_whatever_the_request_says() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap() {
     let test = "a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap";
-    let Some(world) = World::start(test, &["--root-delay", "3"]).await else {
+    let Some(mut world) = World::start(test, &["--root-delay", "3"]).await else {
         return;
     };
     let made = world.roots.clone();
@@ -434,7 +441,7 @@ async fn a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap() {
     let provided = std::fs::read_to_string(&certificate).unwrap();
     // Both are trusted while the old one still signs, and after the new one does.
     let both = format!("{made}{provided}");
-    world.roots_in("shop", |roots| roots == both).await;
+    world.roots = world.roots_in("shop", |roots| roots == both).await;
     let signer = async |csr: &str| world.sign(Some(&token), csr, 0).await.unwrap().pop().unwrap();
     assert_eq!(signer(&csr).await, made);
     until("the provided authority signs", async || signer(&csr).await == provided).await;
@@ -459,4 +466,185 @@ fn own_root(folder: &Path) -> (PathBuf, PathBuf) {
     std::fs::write(&files.0, certificate.pem().replace('\r', "")).unwrap();
     std::fs::write(&files.1, key.serialize_pem()).unwrap();
     files
+}
+
+/// The files that kubelet puts into a pod.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new(token: &str, roots: &str) -> Self {
+        let files = Self(tempfile::tempdir().unwrap());
+        std::fs::write(files.path("root-cert.pem"), roots).unwrap();
+        std::os::unix::fs::symlink("..data/istio-token", files.path("istio-token")).unwrap();
+        files.set_token("first", token);
+        files
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Replaces the token as kubelet does: what the link leads to is another folder at once.
+    fn set_token(&self, folder: &str, token: &str) {
+        std::fs::create_dir(self.path(folder)).unwrap();
+        std::fs::write(self.path(folder).join("istio-token"), token).unwrap();
+        std::os::unix::fs::symlink(folder, self.path("..next")).unwrap();
+        std::fs::rename(self.path("..next"), self.path("..data")).unwrap();
+    }
+
+    /// The bootstrap of `shop/web-0`, with a listener that presents its certificate.
+    fn bootstrap(&self, world: &World, port: u16) -> PathBuf {
+        let file = self.path("envoy.json");
+        let printed = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["bootstrap", "-o", "json", "--xds", &format!("127.0.0.1:{}", world.port)])
+            .args(["--pod", "web-0", "-n", "shop", "--service-account", "web"])
+            .args(["--token-file", self.path("istio-token").to_str().unwrap()])
+            .args(["--root-cert", self.path("root-cert.pem").to_str().unwrap()])
+            .args(["--file", file.to_str().unwrap()])
+            .output()
+            .unwrap();
+        assert!(printed.status.success(), "{printed:?}");
+        let mut bootstrap: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        bootstrap["admin"]["address"]["socket_address"]["port_value"] = 0.into();
+        bootstrap["static_resources"]["listeners"] = json!([tls_listener(port)]);
+        std::fs::write(&file, bootstrap.to_string()).unwrap();
+        file
+    }
+}
+
+/// A listener that presents the certificate it gets over ADS, wants one by the same roots, and answers with 200.
+fn tls_listener(port: u16) -> Value {
+    let types = "type.googleapis.com/envoy.extensions";
+    let secret =
+        |name: &str| json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}});
+    json!({
+        "name": "tls",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+        "filter_chains": [{
+            "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": {
+                "@type": format!("{types}.filters.network.http_connection_manager.v3.HttpConnectionManager"),
+                "stat_prefix": "tls",
+                "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
+                    {"match": {"prefix": "/"}, "direct_response": {"status": 200}},
+                ]}]},
+                "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {
+                    "@type": format!("{types}.filters.http.router.v3.Router"),
+                }}],
+            }}],
+            "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {
+                "@type": format!("{types}.transport_sockets.tls.v3.DownstreamTlsContext"),
+                "common_tls_context": {
+                    "tls_certificate_sds_secret_configs": [secret("default")],
+                    "validation_context_sds_secret_config": secret("ROOTCA"),
+                },
+            }},
+        }],
+    })
+}
+
+/// Connects, and returns the serial number of the certificate, which a client with these roots accepts.
+async fn presented(port: u16, roots: &str) -> std::io::Result<String> {
+    let accepted = Arc::new(ByRoots::new(roots));
+    let mut config = (*trusting(roots)).clone();
+    config.dangerous().set_certificate_verifier(accepted);
+    let socket = TcpStream::connect(("127.0.0.1", port)).await?;
+    let name = ServerName::try_from(NAME).unwrap();
+    let mut stream = TlsConnector::from(Arc::new(config)).connect(name, socket).await?;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: web\r\nconnection: close\r\n\r\n").await?;
+    let mut said = Vec::new();
+    stream.read_to_end(&mut said).await?;
+    assert!(said.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&said));
+    let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+    let (_, certificate) = x509_parser::parse_x509_certificate(&certificate).unwrap();
+    Ok(certificate.raw_serial_as_string())
+}
+
+/// Accepts a peer by its roots and its SPIFFE ID, as sidecars do, and not by a DNS name.
+#[derive(Debug)]
+struct ByRoots(Arc<dyn ClientCertVerifier>);
+
+impl ByRoots {
+    fn new(roots: &str) -> Self {
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(CertificateDer::pem_slice_iter(roots.as_bytes()).flatten());
+        let provider = Arc::new(ring::default_provider());
+        Self(WebPkiClientVerifier::builder_with_provider(store.into(), provider).build().unwrap())
+    }
+}
+
+impl ServerCertVerifier for ByRoots {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, tokio_rustls::rustls::Error> {
+        self.0.verify_client_cert(certificate, chain, now)?;
+        let (_, x509) = x509_parser::parse_x509_certificate(certificate).unwrap();
+        let names = x509.subject_alternative_name().unwrap().unwrap();
+        let expected = r#"[URI("spiffe://cluster.local/ns/shop/sa/web")]"#;
+        assert_eq!(format!("{:?}", names.value.general_names), expected);
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, tokio_rustls::rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, tokio_rustls::rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_renews_its_token_and_its_certificate_without_a_failed_handshake() {
+    let test = "envoy_renews_its_token_and_its_certificate_without_a_failed_handshake";
+    let more = ["--tls-name", "127.0.0.1", "--certificate-lifetime", "10"];
+    let Some(world) = World::start(test, &more).await else {
+        return;
+    };
+    let token = world.token("web", Some("web-0"), "istio-ca");
+    let expires = SystemTime::now() + Duration::from_secs(10);
+    let files = Files::new(&world.expiring(&token, expires), &world.roots);
+    let port = free_port();
+    let bootstrap = files.bootstrap(&world, port);
+    let _envoy = start_envoy(files.0.path(), "envoy", &bootstrap).await;
+    until("Envoy presents a certificate", async || presented(port, &world.roots).await.is_ok())
+        .await;
+    let first = world.serve.proxies().await.unwrap();
+    assert_eq!(first.len(), 1, "{first:?}");
+    files.set_token("second", &token);
+
+    // Each is used for half of its life or a little more.
+    let mut serials = std::collections::BTreeSet::new();
+    until("three certificates were presented", async || {
+        serials.insert(presented(port, &world.roots).await.expect("each handshake succeeds"));
+        serials.len() >= 3
+    })
+    .await;
+    until(
+        "the stream with the old token has ended, and Envoy has come back with the new one",
+        async || {
+            let proxies = world.serve.proxies().await.unwrap();
+            SystemTime::now() > expires
+                && proxies.iter().any(|proxy| proxy.streams != first[0].streams)
+        },
+    )
+    .await;
 }

@@ -29,6 +29,7 @@ mod hosts;
 mod identity;
 mod kube_envoy;
 mod kube_harness;
+mod log;
 mod manifests;
 mod redirect;
 mod replicas;

@@ -238,7 +238,6 @@ impl From<ObjectReport> for v1::ObjectStatus {
 impl v1::ObjectSummary {
     /// What this replica knows of an object.
     pub(crate) fn of(key: &ObjectKey, summary: &ObjectSummary) -> Self {
-        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let missing = summary.missing.iter().map(|missing| v1::MissingProxy {
             proxy: missing.proxy.clone(),
             state: v1::proxy_state::State::from(missing.state).into(),
@@ -248,10 +247,10 @@ impl v1::ObjectSummary {
             object: Some(key.into()),
             created_us: summary.version.created,
             generation: summary.version.generation,
-            in_scope: count(summary.in_scope),
-            live: count(summary.live),
-            rejected: count(summary.rejected),
-            held: count(summary.held),
+            in_scope: to_u32(summary.in_scope),
+            live: to_u32(summary.live),
+            rejected: to_u32(summary.rejected),
+            held: to_u32(summary.held),
             missing: missing.collect(),
             held_changes: summary.held_changes.clone(),
         }
@@ -266,9 +265,16 @@ impl v1::ObjectRef {
     }
 }
 
+fn to_u32(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn to_usize(count: u32) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
 impl From<v1::ObjectSummary> for ObjectSummary {
     fn from(summary: v1::ObjectSummary) -> Self {
-        let count = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
         let missing = summary.missing.into_iter().map(|missing| {
             let state = match missing.state() {
                 v1::proxy_state::State::Live => ObjectState::Live,
@@ -282,10 +288,10 @@ impl From<v1::ObjectSummary> for ObjectSummary {
         });
         Self {
             version: ObjectVersion { created: summary.created_us, generation: summary.generation },
-            in_scope: count(summary.in_scope),
-            live: count(summary.live),
-            rejected: count(summary.rejected),
-            held: count(summary.held),
+            in_scope: to_usize(summary.in_scope),
+            live: to_usize(summary.live),
+            rejected: to_usize(summary.rejected),
+            held: to_usize(summary.held),
             missing: missing.take(NAMED).collect(),
             held_changes: summary.held_changes.into_iter().take(NAMED).collect(),
         }

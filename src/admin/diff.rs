@@ -120,24 +120,30 @@ mod tests {
         let fresh = [cluster("same", "a"), cluster("other", "b"), cluster("new", "a")];
         let fresh: Resources = fresh.into_iter().collect();
         let found = resources(ResourceType::Cluster, sent.iter(), &fresh).unwrap();
-        let text = |json: Value| Some(value(&json));
         let names: Vec<_> = found.iter().map(|item| (&*item.name, &*item.field)).collect();
         assert_eq!(names, [("new", ""), ("old", ""), ("other", "altStatName")]);
         assert_eq!((&found[0].sent, found[0].fresh.is_some()), (&None, true));
         assert_eq!((found[1].sent.is_some(), &found[1].fresh), (true, &None));
-        assert_eq!((&found[2].sent, &found[2].fresh), (&text(json!("a")), &text(json!("b"))));
+        assert_eq!(
+            (&found[2].sent, &found[2].fresh),
+            (&Some(value(&json!("a"))), &Some(value(&json!("b"))))
+        );
         assert!(resources(ResourceType::Cluster, fresh.values(), &fresh).unwrap().is_empty());
+    }
+
+    fn differing_paths(sent: Value, fresh: Value) -> Vec<String> {
+        let mut found = Vec::new();
+        compare("", Some(&sent), Some(&fresh), &mut found);
+        found.into_iter().map(|field| field.path).collect::<Vec<_>>()
     }
 
     #[test]
     fn lists_of_equal_length_are_compared_by_position_and_others_as_a_whole() {
-        let paths = |sent: Value, fresh: Value| {
-            let mut found = Vec::new();
-            compare("", Some(&sent), Some(&fresh), &mut found);
-            found.into_iter().map(|field| field.path).collect::<Vec<_>>()
-        };
-        assert_eq!(paths(json!({"a": [1, {"b": 2}]}), json!({"a": [1, {"b": 3}]})), ["a[1].b"]);
-        assert_eq!(paths(json!({"a": [1, 2]}), json!({"a": [1]})), ["a"]);
-        assert_eq!(paths(json!({"a": null}), json!({})), ["a"]);
+        assert_eq!(
+            differing_paths(json!({"a": [1, {"b": 2}]}), json!({"a": [1, {"b": 3}]})),
+            ["a[1].b"]
+        );
+        assert_eq!(differing_paths(json!({"a": [1, 2]}), json!({"a": [1]})), ["a"]);
+        assert_eq!(differing_paths(json!({"a": null}), json!({})), ["a"]);
     }
 }

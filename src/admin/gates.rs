@@ -69,6 +69,12 @@ struct Webhook {
     metadata: Option<BTreeMap<String, String>>,
 }
 
+impl Webhook {
+    fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.as_ref()?.get(name).map(String::as_str)
+    }
+}
+
 /// What a gate is asked.
 #[derive(Debug, PartialEq, Eq)]
 struct Question {
@@ -100,10 +106,9 @@ impl Question {
             let expected = "expected the JSON of a Flagger webhook, with `name` and `namespace`";
             Status::invalid_argument(format!("the body is not valid: {error}; {expected}"))
         })?;
-        let metadata = |name| webhook.metadata.as_ref()?.get(name).map(String::as_str);
-        let named = metadata("virtualService").unwrap_or(&webhook.name);
+        let named = webhook.metadata("virtualService").unwrap_or(&webhook.name);
         let (namespace, name) = named.split_once('/').unwrap_or((&webhook.namespace, named));
-        Self::new("virtualservice", namespace, name, metadata("timeout"))
+        Self::new("virtualservice", namespace, name, webhook.metadata("timeout"))
     }
 
     fn of_query(fields: Vec<(String, String)>) -> Result<Self, Status> {
@@ -120,11 +125,10 @@ impl Question {
                 )));
             }
         }
-        let get = |name| found.get(name).map(String::as_str);
-        let kind = get("kind").unwrap_or("virtualservice");
-        let (namespace, name) =
-            (get("namespace").unwrap_or_default(), get("name").unwrap_or_default());
-        Self::new(kind, namespace, name, get("timeout"))
+        let kind = found.get("kind").map_or("virtualservice", String::as_str);
+        let namespace = found.get("namespace").map_or("", String::as_str);
+        let name = found.get("name").map_or("", String::as_str);
+        Self::new(kind, namespace, name, found.get("timeout").map(String::as_str))
     }
 }
 
@@ -218,15 +222,15 @@ impl From<MissingProxy> for Missing {
     }
 }
 
+impl From<DestinationShare> for Destination {
+    fn from(share: DestinationShare) -> Self {
+        Self { host: share.host, subset: share.subset, port: share.port, weight: share.effective }
+    }
+}
+
 impl From<WeightedRoute> for Route {
     fn from(route: WeightedRoute) -> Self {
-        let destination = |share: DestinationShare| Destination {
-            host: share.host,
-            subset: share.subset,
-            port: share.port,
-            weight: share.effective,
-        };
-        let destinations = route.shares.into_iter().map(destination).collect();
+        let destinations = route.shares.into_iter().map(Destination::from).collect();
         Self { field: route.field, name: route.name, destinations }
     }
 }
@@ -326,7 +330,7 @@ async fn evaluate(
     let (state, connected) = (admin.published.state(), admin.connections.list());
     let (pod, key) = (pod.to_owned(), key.clone());
     // With many proxies that keeps a thread busy.
-    let work = move || {
+    let found = tokio::task::spawn_blocking(move || {
         let own = status::summary(&state, &connected, &key);
         let answers = answers(&pod, own.as_ref(), &others, &key);
         match (status::liveness(&state, &key, &answers), newest) {
@@ -345,9 +349,8 @@ async fn evaluate(
             }
             (None, None) => Err(not_found(&key)),
         }
-    };
-    let found = tokio::task::spawn_blocking(work).await;
-    found.map_err(|error| Status::internal(error.to_string()))?
+    });
+    found.await.map_err(|error| Status::internal(error.to_string()))?
 }
 
 #[cfg(test)]
@@ -382,6 +385,11 @@ mod tests {
         }
     }
 
+    fn query(pairs: &[(&str, &str)]) -> Result<Question, Status> {
+        let owned = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Question::of_query(owned.collect())
+    }
+
     #[test]
     fn a_request_that_does_not_say_which_object_is_refused_with_what_is_wrong() {
         for (body, expected) in [
@@ -403,10 +411,6 @@ mod tests {
             assert_eq!(status.code(), Code::InvalidArgument, "{body}");
             assert!(status.message().starts_with(expected), "{body}: {}", status.message());
         }
-        let query = |pairs: &[(&str, &str)]| {
-            let owned = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-            Question::of_query(owned.collect())
-        };
         let right = [("namespace", "shop"), ("name", "web"), ("timeout", "0s")];
         assert_eq!(
             query(&right).unwrap(),

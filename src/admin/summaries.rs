@@ -1,7 +1,5 @@
 //! Tells another replica on how many proxies of this one each object is live.
 
-use std::sync::Arc;
-
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -45,10 +43,8 @@ pub(super) async fn send(admin: &Admin, to: &mpsc::Sender<Result<v1::SummariesUp
 
 /// What changed.
 fn update(old: Option<&status::Summaries>, new: &status::Summaries) -> v1::SummariesUpdate {
-    let is_new = |(key, summary): &(&crate::api::ObjectKey, &Arc<status::ObjectSummary>)| {
-        old.and_then(|old| old.get(*key)) != Some(*summary)
-    };
-    let objects = new.iter().filter(is_new);
+    let objects =
+        new.iter().filter(|(key, summary)| old.and_then(|old| old.get(*key)) != Some(*summary));
     let deleted = old.into_iter().flatten().filter(|(key, _)| !new.contains_key(*key));
     v1::SummariesUpdate {
         objects: objects.map(|(key, summary)| v1::ObjectSummary::of(key, summary)).collect(),

@@ -123,9 +123,9 @@ impl Connection {
     /// Logs why it is closed.
     pub(super) fn log_closing(&self) {
         match self.slot.why_revoked().or_else(|| self.memory.why_revoked()) {
-            Some(why) => self.admission.log("connection closed", &why),
+            Some(why) => self.admission.log("closed a connection", &why),
             None => self.admission.log(
-                "connection closed",
+                "closed a connection",
                 &format_args!("too many useless requests from {}", self.peer),
             ),
         }

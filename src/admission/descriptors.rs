@@ -1,7 +1,5 @@
 //! Divides the available file descriptors.
 
-use std::fmt;
-
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Reserved for the source (files, watches, connections to the Kubernetes API), the listeners, the runtime and the log.
@@ -39,20 +37,6 @@ impl Descriptors {
     }
 }
 
-impl fmt::Display for Descriptors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} file descriptors", self.limit)?;
-        if self.before < self.limit {
-            write!(
-                f,
-                " (the soft limit was {} and has been raised to the hard limit)",
-                self.before
-            )?;
-        }
-        write!(f, ", {} of them for proxy connections", self.for_proxies())
-    }
-}
-
 /// Raises the soft limit to the hard limit. If it cannot be read or raised, it stays unchanged.
 pub fn raise() -> Descriptors {
     // If the limit is unknown, only POSIX's minimum is guaranteed.
@@ -79,16 +63,6 @@ mod tests {
             assert!(own >= (limit / 4).min(OWN) && own >= 2, "{limit}: {own}");
         }
         assert_eq!(Descriptors { limit: 1024, before: 1024 }.for_proxies(), 768);
-    }
-
-    #[test]
-    fn a_limit_that_was_raised_is_shown() {
-        let text = Descriptors { limit: 4096, before: 1024 }.to_string();
-        assert!(
-            text.contains("4096") && text.contains("1024") && text.contains("raised"),
-            "{text}"
-        );
-        assert!(!Descriptors { limit: 4096, before: 4096 }.to_string().contains("raised"));
     }
 
     #[test]

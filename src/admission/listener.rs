@@ -21,6 +21,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tower_service::Service as _;
+use tracing::Instrument as _;
 
 use super::connection::Guarded;
 use super::paced::Paced;
@@ -141,15 +142,20 @@ async fn serve_with(
                         let served = Served { connection, router: router.clone(), protocol };
                         let (tls, builder, closing) =
                             (tls.clone(), builder.clone(), closing.clone());
-                        connections.spawn(served.accepted(socket, tls, builder, closing));
+                        let accepted = served.accepted(socket, tls, builder, closing);
+                        connections.spawn(accepted.instrument(tracing::debug_span!(
+                            "connection",
+                            port = admission.port(),
+                            peer = %address
+                        )));
                     }
-                    Err(exhausted) => admission.log("connection refused", &exhausted),
+                    Err(exhausted) => admission.log("refused a connection", &exhausted),
                 }
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 if wait.is_none() {
-                    tracing::warn!("cannot accept connections: {error}");
+                    tracing::warn!(port = admission.port(), %error, "cannot accept connections");
                 }
                 let now = wait.map_or(BACKOFF, |last: Duration| (last * 2).min(MAX_BACKOFF));
                 wait = Some(now);
@@ -211,8 +217,8 @@ impl Served {
         match handshake {
             Ok(Ok(stream)) => self.run(stream, builder, closing).await,
             // The client knows.
-            Ok(Err(error)) => tracing::debug!("TLS handshake failed: {error}"),
-            Err(_) => tracing::debug!("TLS handshake took too long"),
+            Ok(Err(error)) => tracing::debug!(%error, "the TLS handshake failed"),
+            Err(_) => tracing::debug!("the TLS handshake took too long"),
         }
     }
 
@@ -264,7 +270,7 @@ impl Served {
         let exchange = match self.connection.begin() {
             Ok(exchange) => exchange,
             Err(exhausted) => {
-                self.connection.admission().log("request refused", &exhausted);
+                self.connection.admission().log("refused a request", &exhausted);
                 let rejected = if grpc {
                     Status::resource_exhausted(exhausted.to_string()).into_http()
                 } else {
@@ -325,6 +331,7 @@ impl hyper::service::Service<Request<Incoming>> for Served {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let served = self.clone();
-        Box::pin(async move { Ok(served.answer(request).await) })
+        // hyper may run it in a task of its own.
+        Box::pin(async move { Ok(served.answer(request).await) }.in_current_span())
     }
 }

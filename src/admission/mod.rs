@@ -155,6 +155,8 @@ pub(crate) struct Admission {
     connections: Arc<Pool>,
     streams: Arc<Pool>,
     memory: Arc<Pool>,
+    /// The name of the port, for metrics and the log.
+    port: &'static str,
     logged: Mutex<Logged>,
 }
 
@@ -177,21 +179,25 @@ impl Admission {
             let metrics = metrics.pool(port, resource.name());
             Arc::new(Pool::new(resource, limit, limits.peer_share, metrics))
         });
-        Self { limits, connections, streams, memory, logged: Mutex::default() }
+        Self { limits, connections, streams, memory, port, logged: Mutex::default() }
     }
 
-    /// Logs a rejection or closed connection, rate limited.
-    fn log(&self, what: &str, why: &dyn fmt::Display) {
+    /// Logs that a client was refused or disconnected, rate limited.
+    fn log(&self, what: &'static str, reason: &dyn fmt::Display) {
         let mut logged = self.logged.lock();
         if logged.last.is_some_and(|last| last.elapsed() < LOG_AGAIN) {
             logged.since += 1;
             return;
         }
-        match logged.since {
-            0 => tracing::warn!("{what}: {why}"),
-            since => tracing::warn!("{what}: {why} ({since} similar messages suppressed)"),
-        }
+        // How many similar messages came in between.
+        let suppressed = (logged.since > 0).then_some(logged.since);
+        tracing::warn!(port = self.port, %reason, suppressed, "{what}");
         *logged = Logged { last: Some(Instant::now()), since: 0 };
+    }
+
+    /// The name of the port.
+    fn port(&self) -> &'static str {
+        self.port
     }
 
     /// The limits.
@@ -229,9 +235,12 @@ pub(crate) fn exchange_for_tests(limits: Limits) -> Arc<Exchange> {
 mod tests {
     use super::*;
 
+    fn peer(text: &str) -> Peer {
+        Peer::from(text.parse::<IpAddr>().unwrap())
+    }
+
     #[test]
     fn addresses_that_one_machine_may_own_are_one_peer() {
-        let peer = |text: &str| Peer::from(text.parse::<IpAddr>().unwrap());
         assert_eq!(peer("::ffff:10.0.0.1"), peer("10.0.0.1"));
         assert_ne!(peer("10.0.0.1"), peer("10.0.0.2"));
         assert_eq!(peer("fd00:1:2:3::1"), peer("fd00:1:2:3:4:5:6:7"));

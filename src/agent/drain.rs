@@ -24,7 +24,7 @@ pub(crate) async fn drained(admin: &Admin, limit: Duration) {
     match timeout(ANSWER, admin.post("/drain_listeners?graceful&skip_exit")).await {
         Ok(Ok(_)) => {}
         // It has not begun to serve.
-        Ok(Err(error)) => return tracing::warn!("the listeners cannot be drained: {error}"),
+        Ok(Err(error)) => return tracing::warn!(%error, "the listeners cannot be drained"),
         Err(_) => tracing::warn!("Envoy does not say that it drains its listeners"),
     }
     let mut last = Seen { active: 0, ever: 0 };
@@ -44,7 +44,10 @@ pub(crate) async fn drained(admin: &Admin, limit: Duration) {
         tokio::time::sleep(POLL).await;
     }
     if last.active > 0 {
-        tracing::warn!("{} connections have not ended in {} s", last.active, limit.as_secs());
+        tracing::warn!(
+            connections = last.active,
+            "connections have not ended within the drain time"
+        );
     }
 }
 

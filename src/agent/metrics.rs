@@ -91,7 +91,11 @@ pub(crate) async fn page(
             .read(address)
             .await
             .map_err(|error| {
-                tracing::warn!("the application's metrics at port {}: {error}", metrics.port)
+                tracing::warn!(
+                    port = metrics.port,
+                    error,
+                    "the application does not serve its metrics"
+                )
             })
             .ok()
     });

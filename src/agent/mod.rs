@@ -106,16 +106,12 @@ pub(crate) async fn run(options: Options) -> anyhow::Result<u8> {
     let mut servers = JoinSet::new();
     server::start(state, &mut servers, &closing).await?;
     let mut envoy = Envoy::start(&options.envoy, &args)?;
-    tracing::info!(
-        "Envoy {} runs as process {}, as node {}",
-        options.envoy.display(),
-        envoy.id(),
-        options.bootstrap.node
-    );
+    let node = &options.bootstrap.node;
+    tracing::info!(envoy = %options.envoy.display(), process = envoy.id(), %node, "Envoy is running");
     let status = tokio::select! {
         ended = envoy.ended() => {
             let ended = ended?;
-            tracing::error!("Envoy ended by itself: {ended}");
+            tracing::error!(%ended, "Envoy has ended by itself");
             ended.status()
         }
         _ = stops.next() => stop(&mut envoy, &mut stops, &admin, &readiness, options.drain).await?,
@@ -137,7 +133,7 @@ async fn stop(
     drain: Duration,
 ) -> anyhow::Result<u8> {
     readiness.stop();
-    tracing::info!("stopping: connections have {} s to end", drain.as_secs());
+    tracing::info!(seconds = drain.as_secs(), "stopping; connections have time to end");
     let gently = async {
         tokio::select! {
             ended = envoy.ended() => return ended,
@@ -147,7 +143,7 @@ async fn stop(
         match tokio::time::timeout(STOP_GRACE, envoy.ended()).await {
             Ok(ended) => ended,
             Err(_) => {
-                tracing::warn!("Envoy has not ended {STOP_GRACE:?} after SIGTERM: it is killed");
+                tracing::warn!(after = ?STOP_GRACE, "Envoy has not ended after SIGTERM; killing it");
                 envoy.kill();
                 envoy.ended().await
             }
@@ -156,12 +152,12 @@ async fn stop(
     let ended = tokio::select! {
         ended = gently => ended?,
         status = stops.next() => {
-            tracing::warn!("a second signal: Envoy is killed");
+            tracing::warn!("a second signal; killing Envoy");
             envoy.kill();
             envoy.ended().await?;
             return Ok(status);
         }
     };
-    tracing::info!("Envoy has ended: {ended}");
+    tracing::info!(%ended, "Envoy has ended");
     Ok(ended.status())
 }

@@ -103,7 +103,7 @@ async fn probe(
     match probe.perform(state.application, &headers).await {
         Ok(status) => (status, format!("{status}\n")).into_response(),
         Err(why) => {
-            tracing::debug!("{}: {why}", uri.path());
+            tracing::debug!(path = uri.path(), reason = why, "a probe or hook failed");
             (StatusCode::INTERNAL_SERVER_ERROR, format!("{why}\n")).into_response()
         }
     }
@@ -121,7 +121,7 @@ async fn quit(
     if !exchange.peer().is_loopback() {
         return (StatusCode::FORBIDDEN, "only from the loopback address\n").into_response();
     }
-    tracing::info!("/quitquitquit was called");
+    tracing::info!("told to stop by /quitquitquit");
     state.quit.cancel();
     "stopping\n".into_response()
 }

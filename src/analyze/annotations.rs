@@ -170,14 +170,15 @@ fn invalid_values(name: &str, value: &str) -> Vec<(String, &'static str)> {
 mod tests {
     use super::super::tests::{found, ids};
 
+    fn service(annotations: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, annotations: {{{annotations}}}}}\n\
+             spec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80}}]}}\n"
+        )
+    }
+
     #[test]
     fn annotations_are_known_and_on_the_right_kind() {
-        let service = |annotations: &str| {
-            format!(
-                "apiVersion: v1\nkind: Service\nmetadata: {{name: web, annotations: {{{annotations}}}}}\n\
-                 spec: {{clusterIP: 10.0.0.1, ports: [{{name: http, port: 80}}]}}\n"
-            )
-        };
         assert_eq!(
             ids(&service(
                 "networking.istio.io/exportTo: 'shop, .', example.com/x: z, internal.istio.io/a: b"

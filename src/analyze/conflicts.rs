@@ -109,26 +109,42 @@ pub(super) fn comes_first(winner: &Entry) -> &'static str {
 mod tests {
     use super::super::tests::{base, found};
 
+    fn rule(name: &str, fields: &str) -> String {
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: {name}, namespace: shop}}\nspec: {{host: other, {fields}}}\n"
+        )
+    }
+
+    fn found_in_two(a: &str, b: &str) -> Vec<(&'static str, String)> {
+        found(&(base() + &rule("b", a) + &rule("a", b)))
+    }
+
+    fn load_balancer(kind: &str) -> String {
+        format!("trafficPolicy: {{loadBalancer: {{simple: {kind}}}}}")
+    }
+
+    fn subset(name: &str) -> String {
+        format!("subsets: [{{name: {name}, labels: {{version: v1}}}}]")
+    }
+
     #[test]
     fn two_rules_for_one_host_are_merged() {
-        let rule = |name: &str, fields: &str| {
-            format!(
-                "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
-                 metadata: {{name: {name}, namespace: shop}}\nspec: {{host: other, {fields}}}\n"
-            )
-        };
-        let two = |a: &str, b: &str| found(&(base() + &rule("b", a) + &rule("a", b)));
-        let lb = |kind: &str| format!("trafficPolicy: {{loadBalancer: {{simple: {kind}}}}}");
-        let subset = |name: &str| format!("subsets: [{{name: {name}, labels: {{version: v1}}}}]");
         let merged = ("WEIR0102", "spec.host".to_owned());
-        assert_eq!(two(&subset("a"), &subset("b")), std::slice::from_ref(&merged));
-        assert_eq!(two(&lb("RANDOM"), &lb("RANDOM")), std::slice::from_ref(&merged));
+        assert_eq!(found_in_two(&subset("a"), &subset("b")), std::slice::from_ref(&merged));
+        assert_eq!(
+            found_in_two(&load_balancer("RANDOM"), &load_balancer("RANDOM")),
+            std::slice::from_ref(&merged)
+        );
         let policy = ("WEIR0103", "spec.trafficPolicy".to_owned());
-        assert_eq!(two(&lb("RANDOM"), &lb("ROUND_ROBIN")), [policy, merged.clone()]);
+        assert_eq!(
+            found_in_two(&load_balancer("RANDOM"), &load_balancer("ROUND_ROBIN")),
+            [policy, merged.clone()]
+        );
         let name = ("WEIR0103", "spec.subsets[0].name".to_owned());
-        assert_eq!(two(&subset("a"), &subset("a")), [name, merged]);
-        let apart = two("exportTo: [.]", &subset("a"));
+        assert_eq!(found_in_two(&subset("a"), &subset("a")), [name, merged]);
+        let apart = found_in_two("exportTo: [.]", &subset("a"));
         assert_eq!(apart, [("WEIR0103", "spec.host".to_owned())]);
-        assert_eq!(two("exportTo: [p]", "exportTo: [q]"), []);
+        assert_eq!(found_in_two("exportTo: [p]", "exportTo: [q]"), []);
     }
 }

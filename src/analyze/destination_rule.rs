@@ -308,27 +308,24 @@ mod tests {
         assert_eq!(rule(unknown), [], "its endpoints are unknown");
     }
 
+    fn found_with(more: &str, fields: &str) -> Vec<(&'static str, String)> {
+        found(&format!(
+            "{}{more}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: r, namespace: shop}}\nspec: {{{fields}}}\n",
+            base()
+        ))
+    }
+
     #[test]
     fn a_subset_may_select_pods_by_location() {
-        let node = |labels: &str| {
-            format!(
-                "---\napiVersion: v1\nkind: Node\nmetadata: {{name: n1, labels: {{{labels}}}}}\n"
-            )
-        };
-        let region = node("topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-a");
+        let node = "---\napiVersion: v1\nkind: Node\nmetadata: {name: n1, labels: {topology.kubernetes.io/region: eu, \
+                    topology.kubernetes.io/zone: eu-a}}\n";
         let placed = "---\napiVersion: v1\nkind: Service\nmetadata: {name: placed, namespace: shop}\n\
                       spec: {clusterIP: 10.0.9.1, ports: [{name: http, port: 80}]}\n\
                       ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
                       metadata: {name: p, namespace: shop, labels: {kubernetes.io/service-name: placed}}\n\
                       addressType: IPv4\nports: [{name: http, port: 8080}]\n\
                       endpoints: [{addresses: [10.1.1.1], nodeName: n1, targetRef: {kind: Pod, name: web-v1}}]\n";
-        let in_rule = |more: &str, fields: &str| {
-            found(&format!(
-                "{}{more}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
-                 metadata: {{name: r, namespace: shop}}\nspec: {{{fields}}}\n",
-                base()
-            ))
-        };
         let empty = [("IST0173", "spec.subsets[0].labels".to_owned())];
         for (labels, without_node, with_node) in [
             ("topology.kubernetes.io/zone: eu-a", true, true),
@@ -342,8 +339,8 @@ mod tests {
             ("topology.istio.io/cluster: other", false, false),
         ] {
             let rule = format!("host: placed, subsets: [{{name: s, labels: {{{labels}}}}}]");
-            for (nodes, fine) in [("", without_node), (&region, with_node)] {
-                let found = in_rule(&format!("{placed}{nodes}"), &rule);
+            for (nodes, fine) in [("", without_node), (node, with_node)] {
+                let found = found_with(&format!("{placed}{nodes}"), &rule);
                 assert_eq!(found, if fine { &[][..] } else { &empty }, "{labels} {nodes}");
             }
         }
@@ -353,37 +350,42 @@ mod tests {
             let rule =
                 format!("host: web, subsets: [{{name: s, labels: {{{labels}, version: v1}}}}]");
             assert!(
-                !in_rule(&region, &rule).iter().any(|(code, _)| *code == "IST0173"),
+                !found_with(node, &rule).iter().any(|(code, _)| *code == "IST0173"),
                 "{labels}"
             );
             let selector = format!(
                 "host: other, workloadSelector: {{matchLabels: {{{labels}, app: web}}}}, exportTo: [.]"
             );
             let selector = format!("{selector}, trafficPolicy: {{tls: {{mode: DISABLE}}}}");
-            assert_eq!(in_rule(&region, &selector), [], "{labels}");
+            assert_eq!(found_with(node, &selector), [], "{labels}");
         }
+    }
+
+    fn found_in_namespace(namespace: &str, fields: &str) -> Vec<(&'static str, String)> {
+        found(&format!(
+            "{}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: r, namespace: {namespace}}}\nspec: {{{fields}}}\n",
+            base()
+        ))
     }
 
     #[test]
     fn a_rule_must_be_in_a_namespace_where_clients_look_for_it() {
-        let rule = |namespace: &str, fields: &str| {
-            found(&format!(
-                "{}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
-                 metadata: {{name: r, namespace: {namespace}}}\nspec: {{{fields}}}\n",
-                base()
-            ))
-        };
         let (hidden, other) =
             ("host: hidden.shop.svc.cluster.local", "host: other.shop.svc.cluster.local");
         for fine in ["shop", "third", "istio-system"] {
-            assert_eq!(rule(fine, hidden), [], "{fine}");
+            assert_eq!(found_in_namespace(fine, hidden), [], "{fine}");
         }
-        assert_eq!(rule("pay", hidden), [("IST0174", "spec.host".to_owned())]);
-        assert_eq!(rule("pay", other), []);
+        assert_eq!(found_in_namespace("pay", hidden), [("IST0174", "spec.host".to_owned())]);
+        assert_eq!(found_in_namespace("pay", other), []);
         assert_eq!(
-            rule("pay", &format!("{other}, exportTo: [shop]")),
+            found_in_namespace("pay", &format!("{other}, exportTo: [shop]")),
             [("IST0174", "spec.exportTo".to_owned())]
         );
+    }
+
+    fn at(start: &str, expected: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
+        expected.iter().map(|(code, path)| (*code, format!("spec.{start}.{path}"))).collect()
     }
 
     #[test]
@@ -408,46 +410,39 @@ mod tests {
                 vec![("WEIR0106", "portLevelSettings[0].port.number")],
             ),
         ] {
-            let at = |start: &str| -> Vec<_> {
-                expected
-                    .iter()
-                    .map(|(code, path)| (*code, format!("spec.{start}.{path}")))
-                    .collect()
-            };
             let found = rule(&format!("host: other, trafficPolicy: {{{policy}}}"));
-            assert_eq!(found, at("trafficPolicy"), "{policy}");
+            assert_eq!(found, at("trafficPolicy", &expected), "{policy}");
             let subset = "host: other, subsets: [{name: s, labels: {version: v1}, trafficPolicy";
             let found = rule(&format!("{subset}: {{{policy}}}}}]"));
-            assert_eq!(found, at("subsets[0].trafficPolicy"), "{policy}");
+            assert_eq!(found, at("subsets[0].trafficPolicy", &expected), "{policy}");
         }
+    }
+
+    fn findings_of(config: &MeshConfig, annotation: &str, routes: &str) -> Vec<(String, String)> {
+        let service = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+             metadata: {{name: v, namespace: shop, annotations: {{weir.dev/empty-subset: {annotation}}}}}\n\
+             spec: {{hosts: [web], http: [{{route: [{routes}]}}]}}\n"
+        );
+        let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+                     metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}\n\
+                     ports: [{name: http, port: 80}]\n\
+                     endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: web-v1}}]\n";
+        let text = base()
+            .replace("{name: v2, labels: {version: v2}}", "{name: v2, labels: {version: v9}}")
+            + slice
+            + &service;
+        let findings = analyze(&store(&text), config);
+        findings.into_iter().map(|finding| (finding.code.id.to_owned(), finding.message)).collect()
+    }
+
+    fn weighted(subset: &str, weight: u8) -> String {
+        format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}")
     }
 
     #[test]
     fn the_finding_for_an_empty_subset_names_the_consequence() {
-        let with = |config: &MeshConfig, annotation: &str, routes: &str| -> Vec<(String, String)> {
-            let service = format!(
-                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
-                 metadata: {{name: v, namespace: shop, annotations: {{weir.dev/empty-subset: {annotation}}}}}\n\
-                 spec: {{hosts: [web], http: [{{route: [{routes}]}}]}}\n"
-            );
-            let slice = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-                         metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}\n\
-                         ports: [{name: http, port: 80}]\n\
-                         endpoints: [{addresses: [10.1.0.1], targetRef: {kind: Pod, name: web-v1}}]\n";
-            let text = base()
-                .replace("{name: v2, labels: {version: v2}}", "{name: v2, labels: {version: v9}}")
-                + slice
-                + &service;
-            let findings = analyze(&store(&text), config);
-            findings
-                .into_iter()
-                .map(|finding| (finding.code.id.to_owned(), finding.message))
-                .collect()
-        };
-        let to = |subset: &str, weight: u8| {
-            format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}")
-        };
-        let both = format!("{}, {}", to("v1", 50), to("v2", 50));
+        let both = format!("{}, {}", weighted("v1", 50), weighted("v2", 50));
         let empty = "none of the 1 known endpoints of web.shop has version=v9: ";
         let fails = ("IST0173".to_owned(), format!("{empty}requests to subset `v2` get 503"));
         let (hold, allow) = (
@@ -466,53 +461,72 @@ mod tests {
                     .to_owned(),
             ),
         ];
-        assert_eq!(with(&hold, "''", &both), holds);
-        assert_eq!(with(&allow, "hold", &both), holds);
-        assert_eq!(with(&allow, "''", &both), std::slice::from_ref(&fails));
-        assert_eq!(with(&hold, "allow", &both), std::slice::from_ref(&fails));
+        assert_eq!(findings_of(&hold, "''", &both), holds);
+        assert_eq!(findings_of(&allow, "hold", &both), holds);
+        assert_eq!(findings_of(&allow, "''", &both), std::slice::from_ref(&fails));
+        assert_eq!(findings_of(&hold, "allow", &both), std::slice::from_ref(&fails));
         // No other destination could take its requests.
-        assert_eq!(with(&hold, "''", &to("v2", 100)), [fails]);
+        assert_eq!(findings_of(&hold, "''", &weighted("v2", 100)), [fails]);
         let unused = format!("{empty}subset `v2` is empty, but no route assigns weight to it yet");
-        assert_eq!(with(&hold, "''", &to("v1", 100)), [("IST0173".to_owned(), unused)]);
+        assert_eq!(
+            findings_of(&hold, "''", &weighted("v1", 100)),
+            [("IST0173".to_owned(), unused)]
+        );
+    }
+
+    fn service(ports: &str) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: shop}}\n\
+             spec: {{clusterIP: 10.0.0.9, ports: [{ports}]}}\n"
+        )
+    }
+
+    fn found_in_policy(policy: &str, ports: &str) -> Vec<(&'static str, String)> {
+        found(&format!(
+            "{}{}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+             metadata: {{name: r, namespace: shop}}\nspec: {{host: db, trafficPolicy: {{{policy}}}}}\n",
+            base(),
+            service(ports)
+        ))
+    }
+
+    fn no_effect(at: &str, name: &str) -> Vec<(&'static str, String)> {
+        vec![("WEIR0203", format!("spec.trafficPolicy.{at}loadBalancer.consistentHash.{name}"))]
+    }
+
+    fn hash_by(key: &str) -> String {
+        format!("loadBalancer: {{consistentHash: {{{key}}}}}")
+    }
+
+    fn at_port(number: u16) -> String {
+        format!(
+            "portLevelSettings: [{{port: {{number: {number}}}, {}}}]",
+            hash_by("httpHeaderName: x")
+        )
     }
 
     #[test]
     fn a_hash_of_requests_requires_an_http_port() {
-        let service = |ports: &str| {
-            format!(
-                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: db, namespace: shop}}\n\
-                 spec: {{clusterIP: 10.0.0.9, ports: [{ports}]}}\n"
-            )
-        };
-        let hash = |policy: &str, ports: &str| {
-            found(&format!(
-                "{}{}---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
-                 metadata: {{name: r, namespace: shop}}\nspec: {{host: db, trafficPolicy: {{{policy}}}}}\n",
-                base(),
-                service(ports)
-            ))
-        };
-        let field = |at: &str, name: &str| {
-            vec![("WEIR0203", format!("spec.trafficPolicy.{at}loadBalancer.consistentHash.{name}"))]
-        };
         let (tcp, http) =
             ("{name: tcp, port: 5432}", "{name: tcp, port: 5432}, {name: http, port: 80}");
-        let by = |key: &str| format!("loadBalancer: {{consistentHash: {{{key}}}}}");
-        assert_eq!(hash(&by("httpHeaderName: x"), tcp), field("", "httpHeaderName"));
-        assert_eq!(hash(&by("httpCookie: {name: c, ttl: 1s}"), tcp), field("", "httpCookie"));
         assert_eq!(
-            hash(&by("httpQueryParameterName: q"), tcp),
-            field("", "httpQueryParameterName")
+            found_in_policy(&hash_by("httpHeaderName: x"), tcp),
+            no_effect("", "httpHeaderName")
         );
-        assert_eq!(hash(&by("useSourceIp: true"), tcp), []);
-        assert_eq!(hash(&by("httpHeaderName: x"), http), []);
-        let at_port = |number: u16| {
-            format!(
-                "portLevelSettings: [{{port: {{number: {number}}}, {}}}]",
-                by("httpHeaderName: x")
-            )
-        };
-        assert_eq!(hash(&at_port(5432), http), field("portLevelSettings[0].", "httpHeaderName"));
-        assert_eq!(hash(&at_port(80), http), []);
+        assert_eq!(
+            found_in_policy(&hash_by("httpCookie: {name: c, ttl: 1s}"), tcp),
+            no_effect("", "httpCookie")
+        );
+        assert_eq!(
+            found_in_policy(&hash_by("httpQueryParameterName: q"), tcp),
+            no_effect("", "httpQueryParameterName")
+        );
+        assert_eq!(found_in_policy(&hash_by("useSourceIp: true"), tcp), []);
+        assert_eq!(found_in_policy(&hash_by("httpHeaderName: x"), http), []);
+        assert_eq!(
+            found_in_policy(&at_port(5432), http),
+            no_effect("portLevelSettings[0].", "httpHeaderName")
+        );
+        assert_eq!(found_in_policy(&at_port(80), http), []);
     }
 }

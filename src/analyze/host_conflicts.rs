@@ -431,15 +431,21 @@ mod tests {
         )
     }
 
+    fn found_in_two(a: &str, b: &str) -> Vec<(&'static str, String)> {
+        found(&(base() + &service("b", a) + &service("a", b)))
+    }
+
     #[test]
     fn the_older_of_two_with_the_same_host_wins() {
-        let two = |a: &str, b: &str| found(&(base() + &service("b", a) + &service("a", b)));
         let second = [("IST0109", "spec.hosts[0]".to_owned())];
-        assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.A.b']"), second);
-        assert_eq!(two("hosts: [many]", "hosts: [many.shop.svc.cluster.local]"), second);
-        assert_eq!(two("hosts: ['*.a.b']", "hosts: ['*.c.b']"), []);
-        assert_eq!(two("hosts: ['*.a.b'], exportTo: [p]", "hosts: ['*.a.b'], exportTo: [q]"), []);
-        let gateway = two("hosts: ['*.a.b'], gateways: [gw]", "hosts: ['*.a.b']");
+        assert_eq!(found_in_two("hosts: ['*.a.b']", "hosts: ['*.A.b']"), second);
+        assert_eq!(found_in_two("hosts: [many]", "hosts: [many.shop.svc.cluster.local]"), second);
+        assert_eq!(found_in_two("hosts: ['*.a.b']", "hosts: ['*.c.b']"), []);
+        assert_eq!(
+            found_in_two("hosts: ['*.a.b'], exportTo: [p]", "hosts: ['*.a.b'], exportTo: [q]"),
+            []
+        );
+        let gateway = found_in_two("hosts: ['*.a.b'], gateways: [gw]", "hosts: ['*.a.b']");
         assert_eq!(gateway, [("WEIR0201", "spec.gateways".to_owned())]);
     }
 
@@ -465,11 +471,20 @@ mod tests {
         )
     }
 
+    fn about(who: &str) -> String {
+        format!("for `*.a.b`, {who}")
+    }
+
+    fn info(name: &str, who: &str) -> (String, &'static str, String) {
+        (name.to_owned(), "WEIR0114", about(who))
+    }
+
+    fn error(name: &str, message: String) -> (String, &'static str, String) {
+        (name.to_owned(), "IST0109", message)
+    }
+
     #[test]
     fn the_message_names_who_gets_whose_routes() {
-        let host = |who: &str| format!("for `*.a.b`, {who}");
-        let info = |name: &str, who: &str| (name.to_owned(), "WEIR0114", host(who));
-        let error = |name: &str, message: String| (name.to_owned(), "IST0109", message);
         // A private VirtualService takes precedence over a public one, regardless of age.
         for (public, private) in [("a", "b"), ("b", "a")] {
             let objects = [duplicate("other", public, "'*'"), duplicate("shop", private, ".")];
@@ -485,7 +500,7 @@ mod tests {
         assert_eq!(problems(&by_name), [error("a", all.to_owned())]);
         let older = [duplicate("other", "a", "shop, pay"), duplicate("third", "b", "shop, bank")];
         let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in bank get the routes of this one";
-        assert_eq!(problems(&older), [error("b", host(who))]);
+        assert_eq!(problems(&older), [error("b", about(who))]);
         let three = [
             duplicate("other", "a", "shop"),
             duplicate("other", "b", "pay"),
@@ -493,23 +508,34 @@ mod tests {
         ];
         let who = "clients in shop get the http routes of VirtualService other/a, which comes first; clients in pay get the \
                    http routes of VirtualService other/b, which comes first";
-        assert_eq!(problems(&three), [error("c", host(who))]);
+        assert_eq!(problems(&three), [error("c", about(who))]);
+    }
+
+    const TO: &str = "route: [{destination: {host: web}}]";
+
+    fn codes_of_two(a: &str, b: &str) -> Vec<&'static str> {
+        let conflicts = problems(&[
+            of("shop", "a", &format!("hosts: ['*.a.b'], {a}")),
+            of("shop", "b", &format!("hosts: ['*.a.b'], {b}")),
+        ]);
+        conflicts.into_iter().map(|(_, code, _)| code).collect::<Vec<_>>()
+    }
+
+    fn http(matches: &str) -> String {
+        format!("http: [{{match: [{matches}], {TO}}}]")
+    }
+
+    fn tcp(matches: &str) -> String {
+        format!("tcp: [{{match: [{matches}], {TO}}}]")
+    }
+
+    fn tls(name: &str) -> String {
+        format!("tls: [{{match: [{{sniHosts: [{name}]}}], {TO}}}]")
     }
 
     #[test]
     fn only_routes_for_the_same_connections_conflict() {
-        let to = "route: [{destination: {host: web}}]";
-        let two = |a: &str, b: &str| {
-            let conflicts = problems(&[
-                of("shop", "a", &format!("hosts: ['*.a.b'], {a}")),
-                of("shop", "b", &format!("hosts: ['*.a.b'], {b}")),
-            ]);
-            conflicts.into_iter().map(|(_, code, _)| code).collect::<Vec<_>>()
-        };
-        let http = |matches: &str| format!("http: [{{match: [{matches}], {to}}}]");
-        let tcp = |matches: &str| format!("tcp: [{{match: [{matches}], {to}}}]");
-        let tls = |name: &str| format!("tls: [{{match: [{{sniHosts: [{name}]}}], {to}}}]");
-        let any = format!("http: [{{{to}}}]");
+        let any = format!("http: [{{{TO}}}]");
         let (none, whole, partly) = (vec![], vec!["IST0109"], vec!["WEIR0114"]);
         for (a, b, codes) in [
             (any.clone(), any.clone(), &whole),
@@ -522,18 +548,18 @@ mod tests {
             (http("{sourceLabels: {app: x}}"), any.clone(), &partly),
             (any.clone(), http("{sourceLabels: {app: x}}"), &whole),
             (http("{gateways: [gw]}"), any.clone(), &none),
-            (any.clone(), format!("tcp: [{{{to}}}]"), &none),
+            (any.clone(), format!("tcp: [{{{TO}}}]"), &none),
             (tcp("{port: 80}"), tcp("{port: 80}"), &whole),
             (tcp("{port: 80}"), tcp("{port: 81}"), &none),
-            (tcp("{destinationSubnets: [10.0.0.0/8]}"), format!("tcp: [{{{to}}}]"), &none),
-            (format!("tcp: [{{{to}}}]"), tcp("{destinationSubnets: [10.0.0.0/8]}"), &whole),
+            (tcp("{destinationSubnets: [10.0.0.0/8]}"), format!("tcp: [{{{TO}}}]"), &none),
+            (format!("tcp: [{{{TO}}}]"), tcp("{destinationSubnets: [10.0.0.0/8]}"), &whole),
             (tls("x.a.b"), tls("y.a.b"), &none),
             (tls("x.a.b"), tls("x.a.b"), &whole),
         ] {
-            assert_eq!(two(&a, &b), *codes, "{a} / {b}");
+            assert_eq!(codes_of_two(&a, &b), *codes, "{a} / {b}");
         }
         let in_pay = format!("exportTo: [pay, shop], {}", http("{sourceNamespace: pay}"));
-        assert_eq!(two(&in_pay, &format!("exportTo: [shop], {any}")), none);
-        assert_eq!(two(&in_pay, &format!("exportTo: [pay, shop], {any}")), whole);
+        assert_eq!(codes_of_two(&in_pay, &format!("exportTo: [shop], {any}")), none);
+        assert_eq!(codes_of_two(&in_pay, &format!("exportTo: [pay, shop], {any}")), whole);
     }
 }

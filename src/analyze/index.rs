@@ -668,17 +668,19 @@ mod tests {
         }
     }
 
+    fn namespaces(names: &[&str]) -> Visibility {
+        Visibility::Namespaces(names.iter().map(|name| Arc::from(*name)).collect())
+    }
+
     #[test]
     fn visibilities_overlap_where_one_namespace_sees_both() {
-        let some = |names: &[&str]| {
-            Visibility::Namespaces(names.iter().map(|name| Arc::from(*name)).collect())
-        };
         assert!(
-            overlap(&Visibility::Public, &some(&["a"]))
-                && overlap(&some(&["a", "b"]), &some(&["b"]))
+            overlap(&Visibility::Public, &namespaces(&["a"]))
+                && overlap(&namespaces(&["a", "b"]), &namespaces(&["b"]))
         );
         assert!(
-            !overlap(&some(&["a"]), &some(&["b"])) && !overlap(&Visibility::Public, &some(&[]))
+            !overlap(&namespaces(&["a"]), &namespaces(&["b"]))
+                && !overlap(&Visibility::Public, &namespaces(&[]))
         );
     }
 }

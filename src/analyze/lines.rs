@@ -57,7 +57,7 @@ pub(crate) fn refine(findings: &mut [Finding], mut read: impl FnMut(&Path) -> Op
 #[cfg(test)]
 mod tests {
     use super::super::tests::{BASE_FILE, base, store};
-    use super::super::{Finding, analyze, refine};
+    use super::super::{analyze, refine};
     use crate::mesh::MeshConfig;
     use crate::source::Origin;
 
@@ -66,11 +66,11 @@ mod tests {
         refine(&mut found, |path| {
             (path.to_str() == Some(BASE_FILE)).then(|| text.as_bytes().to_vec())
         });
-        let line = |finding: &Finding| match finding.origin {
-            Origin::File { line, .. } => line,
-            Origin::Cluster => 0,
-        };
-        found.iter().map(|item| (item.path.clone(), line(item))).collect()
+        let lines = found.into_iter().map(|finding| match finding.origin {
+            Origin::File { line, .. } => (finding.path, line),
+            Origin::Cluster => (finding.path, 0),
+        });
+        lines.collect()
     }
 
     #[test]

@@ -25,8 +25,6 @@ mod virtual_service;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::cmp::Reverse;
-
 pub(crate) use code::{Code, Severity};
 pub(crate) use lines::refine;
 
@@ -67,12 +65,12 @@ pub fn analyze_object(store: &Store, config: &MeshConfig, key: &ObjectKey) -> Ve
 
 /// The findings about one object that follow from the object alone: `problems` are those of its intake.
 pub(crate) fn of_intake(key: &ObjectKey, problems: Vec<Problem>) -> Vec<Finding> {
-    let located = |problem| LocatedProblem { origin: Origin::Cluster, problem };
-    problems.into_iter().map(|problem| problems::finding(key, &located(problem))).collect()
+    let problems = problems.into_iter();
+    let located = problems.map(|problem| LocatedProblem { origin: Origin::Cluster, problem });
+    located.map(|problem| problems::finding(key, &problem)).collect()
 }
 
 fn findings(store: &Store, config: &MeshConfig, only: Option<&ObjectKey>) -> Vec<Finding> {
-    let is_wanted = |entry: &Entry| only.is_none_or(|key| entry.object.is(key));
     let index = index::Index::new(store, config);
     let mut served = served::Served::new(&index.mesh);
     let mut found = Findings::default();
@@ -80,7 +78,8 @@ fn findings(store: &Store, config: &MeshConfig, only: Option<&ObjectKey>) -> Vec
     annotations::check(store, &mut found);
     service::check(&index, &mut found);
     sidecar::check(&index, &mut found);
-    for virtual_service in index.virtual_services.iter().filter(|item| is_wanted(item.entry)) {
+    for virtual_service in index.virtual_services.iter().filter(|item| is_wanted(item.entry, only))
+    {
         virtual_service::check(virtual_service, &mut found);
         routes::check(virtual_service, &mut found);
         references::check(virtual_service, &index, &mut found);
@@ -88,7 +87,7 @@ fn findings(store: &Store, config: &MeshConfig, only: Option<&ObjectKey>) -> Vec
         protocols::check(virtual_service, &index, &mut found);
     }
     references::delegates(&index, &mut found);
-    for rule in index.destination_rules.iter().filter(|rule| is_wanted(rule.entry)) {
+    for rule in index.destination_rules.iter().filter(|rule| is_wanted(rule.entry, only)) {
         destination_rule::check(rule, &index, &mut found);
     }
     conflicts::check(&index, &mut found);
@@ -101,13 +100,17 @@ fn findings(store: &Store, config: &MeshConfig, only: Option<&ObjectKey>) -> Vec
     found
 }
 
+fn is_wanted(entry: &Entry, only: Option<&ObjectKey>) -> bool {
+    only.is_none_or(|key| entry.object.is(key))
+}
+
 /// Sorts findings by file and line, then by object, then by descending severity.
 pub(crate) fn sort(findings: &mut [Finding]) {
     findings.sort_by(|a, b| {
-        let key = |finding: &'_ Finding| (Reverse(finding.code.severity), finding.code.id);
         (&a.origin, &a.object)
             .cmp(&(&b.origin, &b.object))
-            .then_with(|| key(a).cmp(&key(b)))
+            .then_with(|| b.code.severity.cmp(&a.code.severity))
+            .then_with(|| a.code.id.cmp(b.code.id))
             .then_with(|| (&a.path, &a.message).cmp(&(&b.path, &b.message)))
     });
 }

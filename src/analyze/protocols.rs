@@ -131,21 +131,20 @@ fn routes_of(
     found: &mut Findings,
 ) {
     let field = kind.field();
-    let is_wrong = |port: &Option<u32>| never_applies(kind, *port, ports);
-    let all_wrong =
-        |matches: &Vec<Option<u32>>| !matches.is_empty() && matches.iter().all(is_wrong);
     let mut wrong: Vec<(String, Vec<(u16, Protocol)>)> = Vec::new();
-    if routes.len() > 1 && routes.iter().all(all_wrong) {
+    if routes.len() > 1 && routes.iter().all(|matches| none_applies(kind, matches, ports)) {
         wrong.push((format!("spec.{field}"), all_meant(&routes.concat(), ports)));
     } else {
         for (n, matches) in routes.iter().enumerate() {
-            if all_wrong(matches) {
+            if none_applies(kind, matches, ports) {
                 wrong.push((format!("spec.{field}[{n}]"), all_meant(matches, ports)));
                 continue;
             }
-            for (m, port) in matches.iter().enumerate().filter(|(_, port)| is_wrong(port)) {
-                let path = format!("spec.{field}[{n}].match[{m}].port");
-                wrong.push((path, meant(*port, ports)));
+            for (m, port) in matches.iter().enumerate() {
+                if never_applies(kind, *port, ports) {
+                    let path = format!("spec.{field}[{n}].match[{m}].port");
+                    wrong.push((path, meant(*port, ports)));
+                }
             }
         }
     }
@@ -153,6 +152,11 @@ fn routes_of(
         let message = format!("has no effect: {field} routes do not apply to {}", list(&meant));
         found.add(&code::NO_EFFECT, virtual_service.entry, path, message, kind.advice());
     }
+}
+
+/// Whether a route has matches, all of which are only for ports to which routes of its kind do not apply.
+fn none_applies(kind: Kind, matches: &[Option<u32>], ports: &[(u16, Protocol)]) -> bool {
+    !matches.is_empty() && matches.iter().all(|port| never_applies(kind, *port, ports))
 }
 
 /// Whether a match is only for ports to which routes of its kind do not apply. A port that no host has is reported by
@@ -204,15 +208,24 @@ mod tests {
         vec![("WEIR0203", path.to_owned())]
     }
 
+    fn route(port: u16) -> String {
+        format!("route: [{{destination: {{host: db, port: {{number: {port}}}}}}}]")
+    }
+
+    fn http(port: u16) -> String {
+        format!("hosts: [db], http: [{{{}}}]", route(port))
+    }
+
+    fn tcp(port: u16) -> String {
+        format!("hosts: [db], tcp: [{{{}}}]", route(port))
+    }
+
+    fn tls(port: u16) -> String {
+        format!("hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]", route(port))
+    }
+
     #[test]
     fn routes_apply_to_ports_of_their_protocol() {
-        let route =
-            |port: u16| format!("route: [{{destination: {{host: db, port: {{number: {port}}}}}}}]");
-        let http = |port: u16| format!("hosts: [db], http: [{{{}}}]", route(port));
-        let tcp = |port: u16| format!("hosts: [db], tcp: [{{{}}}]", route(port));
-        let tls = |port: u16| {
-            format!("hosts: [db], tls: [{{match: [{{sniHosts: [db]}}], {}}}]", route(port))
-        };
         for (ports, port, [http_is_fine, tls_is_fine, tcp_is_fine]) in [
             (HTTP, 80, [true, false, false]),
             ("{name: grpc-web, port: 80}", 80, [true, false, false]),
@@ -239,20 +252,26 @@ mod tests {
         }
     }
 
+    fn found_in_http(routes: &str) -> Vec<(&'static str, String)> {
+        let both = format!("{HTTP}, {TLS}");
+        with(&both, &format!("hosts: [db], http: [{routes}]"))
+    }
+
     #[test]
     fn each_match_is_checked_against_its_own_port() {
-        let both = format!("{HTTP}, {TLS}");
         let to = "route: [{destination: {host: db, port: {number: 80}}}]";
-        let http = |routes: &str| with(&both, &format!("hosts: [db], http: [{routes}]"));
-        assert_eq!(http(&format!("{{{to}}}")), []);
-        assert_eq!(http(&format!("{{match: [{{port: 80}}], {to}}}")), []);
-        assert_eq!(http(&format!("{{match: [{{port: 443}}], {to}}}")), none("spec.http[0]"));
+        assert_eq!(found_in_http(&format!("{{{to}}}")), []);
+        assert_eq!(found_in_http(&format!("{{match: [{{port: 80}}], {to}}}")), []);
         assert_eq!(
-            http(&format!("{{match: [{{port: 443}}, {{port: 80}}], {to}}}")),
+            found_in_http(&format!("{{match: [{{port: 443}}], {to}}}")),
+            none("spec.http[0]")
+        );
+        assert_eq!(
+            found_in_http(&format!("{{match: [{{port: 443}}, {{port: 80}}], {to}}}")),
             none("spec.http[0].match[0].port")
         );
         let unknown = [("WEIR0106", "spec.http[0].match[0].port".to_owned())];
-        assert_eq!(http(&format!("{{match: [{{port: 99}}], {to}}}")), unknown);
+        assert_eq!(found_in_http(&format!("{{match: [{{port: 99}}], {to}}}")), unknown);
         let several = format!("{{match: [{{uri: {{prefix: /a}}}}], {to}}}, {{{to}}}");
         let to_db = several.replace("number: 80", "number: 5432");
         assert_eq!(with(TCP, &format!("hosts: [db], http: [{to_db}]")), none("spec.http"));

@@ -565,49 +565,63 @@ mod tests {
         assert_eq!(elsewhere("pay", "exportTo: [shop]", ""), [("WEIR0104", path)]);
     }
 
+    fn object(host: &str) -> String {
+        format!(
+            "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
+             spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n",
+            base()
+        )
+    }
+
+    fn advice_for(host: &str) -> String {
+        analyze(&store(&object(host)), &MeshConfig::default()).remove(0).advice
+    }
+
     #[test]
     fn similar_names_are_suggested() {
-        let object = |host: &str| {
-            format!(
-                "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
-                 spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n",
-                base()
-            )
-        };
-        let advice =
-            |host: &str| analyze(&store(&object(host)), &MeshConfig::default()).remove(0).advice;
-        assert_eq!(advice("wbe"), "did you mean `web.shop.svc.cluster.local`?");
-        assert_eq!(advice("web.shop"), "did you mean `web.shop.svc.cluster.local`?");
-        assert!(advice("nothing-like-it").starts_with("check its spelling"));
+        assert_eq!(advice_for("wbe"), "did you mean `web.shop.svc.cluster.local`?");
+        assert_eq!(advice_for("web.shop"), "did you mean `web.shop.svc.cluster.local`?");
+        assert!(advice_for("nothing-like-it").starts_with("check its spelling"));
+    }
+
+    fn found_at_port(host: &str, port: u16) -> Vec<(&'static str, String)> {
+        let to = "route: [{destination: {host: web}}]";
+        spec(&format!("hosts: [{host}], http: [{{match: [{{port: {port}}}], {to}}}]"))
     }
 
     #[test]
     fn a_port_that_no_host_has_matches_nothing() {
-        let with = |host: &str, port: u16| {
-            let to = "route: [{destination: {host: web}}]";
-            spec(&format!("hosts: [{host}], http: [{{match: [{{port: {port}}}], {to}}}]"))
-        };
-        assert_eq!(with("web", 80), []);
-        assert_eq!(with("web", 81), [("WEIR0106", "spec.http[0].match[0].port".into())]);
-        assert_eq!(with("'*.a.b'", 81), []);
+        assert_eq!(found_at_port("web", 80), []);
+        assert_eq!(found_at_port("web", 81), [("WEIR0106", "spec.http[0].match[0].port".into())]);
+        assert_eq!(found_at_port("'*.a.b'", 81), []);
+    }
+
+    fn delegate(meta: &str, spec: &str) -> String {
+        let to = "http: [{route: [{destination: {host: web}}]}]";
+        format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{{meta}}}\nspec: {{{spec}{to}}}\n"
+        )
+    }
+
+    fn found_with_root(delegate: &str) -> Vec<(&'static str, String)> {
+        let root = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: root, namespace: shop}\n\
+                    spec: {hosts: ['*.a.b'], http: [{delegate: {name: d, namespace: shop}}]}\n";
+        found(&format!("{}{root}{delegate}", base()))
     }
 
     #[test]
     fn delegates_exist_and_have_no_hosts() {
-        let delegate = |meta: &str, spec: &str| {
-            let to = "http: [{route: [{destination: {host: web}}]}]";
-            format!(
-                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{{meta}}}\nspec: {{{spec}{to}}}\n"
-            )
-        };
-        let root = "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: root, namespace: shop}\n\
-                    spec: {hosts: ['*.a.b'], http: [{delegate: {name: d, namespace: shop}}]}\n";
         let missing = [("IST0101", "spec.http[0].delegate".to_owned())];
-        let with = |delegate: String| found(&format!("{}{root}{delegate}", base()));
-        assert_eq!(with(delegate("name: d, namespace: shop", "")), []);
-        assert_eq!(with(delegate("name: d, namespace: shop", "hosts: ['*.c.d'], ")), missing);
-        assert_eq!(with(delegate("name: d, namespace: shop", "exportTo: [pay], ")), missing);
-        let both = with(delegate("name: other, namespace: shop", ""));
+        assert_eq!(found_with_root(&delegate("name: d, namespace: shop", "")), []);
+        assert_eq!(
+            found_with_root(&delegate("name: d, namespace: shop", "hosts: ['*.c.d'], ")),
+            missing
+        );
+        assert_eq!(
+            found_with_root(&delegate("name: d, namespace: shop", "exportTo: [pay], ")),
+            missing
+        );
+        let both = found_with_root(&delegate("name: other, namespace: shop", ""));
         assert_eq!(
             both,
             [("IST0101", "spec.http[0].delegate".to_owned()), ("WEIR0108", String::new())]
@@ -620,24 +634,25 @@ mod tests {
         assert_eq!(got, [("IST0106", "spec.http[0].delegate".to_owned())]);
     }
 
+    fn exported_to(to: &str) -> String {
+        format!(
+            "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
+             spec: {{hosts: ['*.a.b'], exportTo: [{to}], http: [{{route: [{{destination: {{host: web}}}}]}}]}}\n",
+            base()
+        )
+    }
+
     #[test]
     fn namespaces_exist() {
         let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: pay}\n";
-        let service = |to: &str| {
-            format!(
-                "{}---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: v, namespace: shop}}\n\
-                 spec: {{hosts: ['*.a.b'], exportTo: [{to}], http: [{{route: [{{destination: {{host: web}}}}]}}]}}\n",
-                base()
-            )
-        };
-        assert_eq!(found(&service("nowhere")), [], "the namespaces are unknown");
-        assert_eq!(found(&(service("pay, shop") + namespace)), []);
+        assert_eq!(found(&exported_to("nowhere")), [], "the namespaces are unknown");
+        assert_eq!(found(&(exported_to("pay, shop") + namespace)), []);
         assert_eq!(
-            found(&(service("nowhere") + namespace)),
+            found(&(exported_to("nowhere") + namespace)),
             [("WEIR0109", "spec.exportTo[0]".into())]
         );
         let matched =
-            service("pay").replace("http: [{", "http: [{match: [{sourceNamespace: nowhere}], ");
+            exported_to("pay").replace("http: [{", "http: [{match: [{sourceNamespace: nowhere}], ");
         assert_eq!(
             found(&(matched + namespace)),
             [("WEIR0109", "spec.http[0].match[0].sourceNamespace".into())]
@@ -684,14 +699,14 @@ mod tests {
 
     #[test]
     fn an_external_name_stands_for_its_service() {
-        let to = |destination: &str| found_beside_external_names("'*.a.b'", destination, "");
         for fine in [
             "host: same",
             "host: upper",
             "host: same, subset: v1",
             "host: several, port: {number: 81}",
         ] {
-            assert_eq!(to(fine), [], "{fine}");
+            let found = found_beside_external_names("'*.a.b'", fine, "");
+            assert_eq!(found, [], "{fine}");
         }
         for (fields, code, field) in [
             ("host: nowhere", "IST0101", ".host"),
@@ -702,15 +717,14 @@ mod tests {
             ("host: same, subset: v3", "IST0101", ".subset"),
         ] {
             let path = format!("spec.http[0].route[0].destination{field}");
-            assert_eq!(to(fields), [(code, path)], "{fields}");
+            let found = found_beside_external_names("'*.a.b'", fields, "");
+            assert_eq!(found, [(code, path)], "{fields}");
         }
         // The request's port is used if neither the destination nor the ExternalName has one.
-        let many = |destination: &str| found_beside_external_names("many", destination, "");
-        assert_eq!(many("host: same, port: {number: 80}"), []);
-        assert_eq!(
-            many("host: same"),
-            [("IST0112", "spec.http[0].route[0].destination".to_owned())]
-        );
+        let found = found_beside_external_names("many", "host: same, port: {number: 80}", "");
+        assert_eq!(found, []);
+        let found = found_beside_external_names("many", "host: same", "");
+        assert_eq!(found, [("IST0112", "spec.http[0].route[0].destination".to_owned())]);
     }
 
     #[test]
@@ -726,43 +740,48 @@ mod tests {
         );
     }
 
+    fn found_near(service: &str, fields: &str) -> Vec<(&'static str, String)> {
+        found(&format!(
+            "{}---\napiVersion: v1\nkind: Service\n\
+             metadata: {{name: near, namespace: shop, annotations: {{networking.istio.io/exportTo: '{service}'}}}}\n\
+             spec: {{clusterIP: 10.0.0.9, ports: [{{name: http, port: 80}}]}}\n---\n\
+             apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+             metadata: {{name: v, namespace: shop}}\n\
+             spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{host: near}}}}]}}], {fields}}}\n",
+            base()
+        ))
+    }
+
     #[test]
     fn a_service_must_be_visible_to_every_client_of_the_route() {
-        let to = |service: &str, fields: &str| {
-            found(&format!(
-                "{}---\napiVersion: v1\nkind: Service\n\
-                 metadata: {{name: near, namespace: shop, annotations: {{networking.istio.io/exportTo: '{service}'}}}}\n\
-                 spec: {{clusterIP: 10.0.0.9, ports: [{{name: http, port: 80}}]}}\n---\n\
-                 apiVersion: networking.istio.io/v1\nkind: VirtualService\n\
-                 metadata: {{name: v, namespace: shop}}\n\
-                 spec: {{hosts: ['*.a.b'], http: [{{route: [{{destination: {{host: near}}}}]}}], {fields}}}\n",
-                base()
-            ))
-        };
         let others = [("WEIR0115", "spec.http[0].route[0].destination.host".to_owned())];
         let nobody = [("IST0101", "spec.http[0].route[0].destination.host".to_owned())];
-        assert_eq!(to("*", ""), []);
-        assert_eq!(to(".", ""), others);
-        assert_eq!(to(".", "exportTo: [.]"), []);
-        assert_eq!(to("., pay", "exportTo: [., pay]"), []);
-        assert_eq!(to("., pay", "exportTo: [., bank]"), others);
-        assert_eq!(to("pay", ""), nobody);
+        assert_eq!(found_near("*", ""), []);
+        assert_eq!(found_near(".", ""), others);
+        assert_eq!(found_near(".", "exportTo: [.]"), []);
+        assert_eq!(found_near("., pay", "exportTo: [., pay]"), []);
+        assert_eq!(found_near("., pay", "exportTo: [., bank]"), others);
+        assert_eq!(found_near("pay", ""), nobody);
+    }
+
+    fn found_beside_wildcard(host: &str) -> Vec<(&'static str, String)> {
+        let entry = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
+                     metadata: {name: all, namespace: shop}\n\
+                     spec: {hosts: ['*.x.y'], ports: [{number: 80, name: http, protocol: HTTP}]}\n";
+        let service = format!(
+            "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
+             metadata: {{name: v, namespace: shop}}\n\
+             spec: {{hosts: [a.x.y], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n"
+        );
+        found(&(base() + entry + &service))
     }
 
     #[test]
     fn a_wildcard_is_not_a_destination_for_other_names() {
-        let entry = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\n\
-                     metadata: {name: all, namespace: shop}\n\
-                     spec: {hosts: ['*.x.y'], ports: [{number: 80, name: http, protocol: HTTP}]}\n";
-        let to = |host: &str| {
-            let service = format!(
-                "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\n\
-                 metadata: {{name: v, namespace: shop}}\n\
-                 spec: {{hosts: [a.x.y], http: [{{route: [{{destination: {{host: {host}}}}}]}}]}}\n"
-            );
-            found(&(base() + entry + &service))
-        };
-        assert_eq!(to("a.x.y"), [("IST0101", "spec.http[0].route[0].destination.host".to_owned())]);
-        assert_eq!(to("'*.x.y'"), []);
+        assert_eq!(
+            found_beside_wildcard("a.x.y"),
+            [("IST0101", "spec.http[0].route[0].destination.host".to_owned())]
+        );
+        assert_eq!(found_beside_wildcard("'*.x.y'"), []);
     }
 }

@@ -267,22 +267,27 @@ mod tests {
         assert_eq!(found, [("IST0101", "spec.http[0].delegate".into())]);
     }
 
+    const TO: &str = "route: [{destination: {host: web}}]";
+
+    fn tcp(first: &str, second: &str) -> Vec<(&'static str, String)> {
+        spec(&format!("hosts: ['*.a.b'], tcp: [{{{first}{TO}}}, {{{second}{TO}}}]"))
+    }
+
+    fn tls(first: &str, second: &str) -> Vec<(&'static str, String)> {
+        let routes = [first, second]
+            .map(|host| format!("{{match: [{{sniHosts: [{host}]}}], {TO}}}"))
+            .join(", ");
+        spec(&format!("hosts: ['*.a.b'], tls: [{routes}]"))
+    }
+
     #[test]
     fn connections() {
-        let to = "route: [{destination: {host: web}}]";
-        let tcp = |first: &str, second: &str| {
-            spec(&format!("hosts: ['*.a.b'], tcp: [{{{first}{to}}}, {{{second}{to}}}]"))
-        };
         assert_eq!(tcp("match: [{port: 80}], ", ""), []);
         assert_eq!(tcp("", "match: [{port: 80}], "), [("IST0130", "spec.tcp[1]".into())]);
         assert_eq!(
             tcp("match: [{port: 80}], ", "match: [{port: 80}], "),
             [("IST0130", "spec.tcp[1]".into())]
         );
-        let tls = |first: &str, second: &str| {
-            let item = |host: &str| format!("{{match: [{{sniHosts: [{host}]}}], {to}}}");
-            spec(&format!("hosts: ['*.a.b'], tls: [{}, {}]", item(first), item(second)))
-        };
         assert_eq!(tls("x.a.b", "y.a.b"), []);
         assert_eq!(tls("x.a.b", "x.a.b"), [("IST0130", "spec.tls[1]".into())]);
     }

@@ -188,59 +188,71 @@ mod tests {
         assert_eq!(found(objects), wanted);
     }
 
+    /// Two entries for one host, the second in this namespace and with this spec.
+    fn with_second(namespace: &str, spec: &str) -> String {
+        let first = entry("a", "shop", &format!("hosts: [api.example.com], {HTTP}"));
+        first + &entry("b", namespace, &format!("hosts: [api.example.com], {spec}"))
+    }
+
     #[test]
     fn compatible_entries_are_merged() {
-        let first = entry("a", "shop", &format!("hosts: [api.example.com], {HTTP}"));
-        let two = |spec: &str| {
-            first.clone() + &entry("b", "shop", &format!("hosts: [api.example.com], {spec}"))
-        };
-        assert_found(&two(HTTP), &[]);
+        assert_found(&with_second("shop", HTTP), &[]);
         assert_found(
-            &two("resolution: DNS, ports: [{name: tls, number: 443, protocol: TLS}]"),
+            &with_second(
+                "shop",
+                "resolution: DNS, ports: [{name: tls, number: 443, protocol: TLS}]",
+            ),
             &[],
         );
-        assert_found(&two(&format!("exportTo: ['*'], {HTTP}")), &[]);
+        assert_found(&with_second("shop", &format!("exportTo: ['*'], {HTTP}")), &[]);
         let other = "resolution: DNS, ports: [{name: tls, number: 443, protocol: TLS}, {name: x, number: 80, protocol: GRPC}]";
-        assert_found(&two(other), &[("WEIR0111", "spec.ports[1].protocol")]);
+        assert_found(&with_second("shop", other), &[("WEIR0111", "spec.ports[1].protocol")]);
+    }
+
+    fn with_static_endpoint(more_ports: &str) -> String {
+        let ports = format!("{{name: http, number: 80, protocol: HTTP}}{more_ports}");
+        format!("resolution: STATIC, endpoints: [{{address: 10.1.2.3}}], ports: [{ports}]")
     }
 
     #[test]
     fn incompatible_entries_are_reported() {
-        let first = entry("a", "shop", &format!("hosts: [api.example.com], {HTTP}"));
-        let two = |namespace: &str, spec: &str| {
-            first.clone() + &entry("b", namespace, &format!("hosts: [api.example.com], {spec}"))
-        };
         assert_found(
-            &two("shop", "resolution: NONE, ports: [{name: http, number: 80, protocol: HTTP}]"),
+            &with_second(
+                "shop",
+                "resolution: NONE, ports: [{name: http, number: 80, protocol: HTTP}]",
+            ),
             &HOST,
         );
-        assert_found(&two("pay", HTTP), &HOST);
-        assert_found(&two("pay", &format!("exportTo: ['~'], {HTTP}")), &[]);
+        assert_found(&with_second("pay", HTTP), &HOST);
+        assert_found(&with_second("pay", &format!("exportTo: ['~'], {HTTP}")), &[]);
         // The private one is used in its own namespace, and the other one everywhere else.
-        let private = two("shop", &format!("exportTo: [.], {HTTP}"));
+        let private = with_second("shop", &format!("exportTo: [.], {HTTP}"));
         assert_found(&private, &HOST);
         // The endpoints of both are used.
-        let more = |ports: &str| {
-            let ports = format!("{{name: http, number: 80, protocol: HTTP}}{ports}");
-            format!("resolution: STATIC, endpoints: [{{address: 10.1.2.3}}], ports: [{ports}]")
-        };
-        assert_found(&two("shop", &more("")), &[]);
-        assert_found(&two("shop", &more(", {name: more, number: 81, protocol: HTTP}")), &HOST);
+        assert_found(&with_second("shop", &with_static_endpoint("")), &[]);
+        assert_found(
+            &with_second(
+                "shop",
+                &with_static_endpoint(", {name: more, number: 81, protocol: HTTP}"),
+            ),
+            &HOST,
+        );
+    }
+
+    fn beside_service(namespace: &str, spec: &str) -> String {
+        base() + &entry("b", namespace, &format!("hosts: [many.shop.svc.cluster.local], {spec}"))
+    }
+
+    fn static_endpoint_at(name: &str) -> String {
+        let port = format!("{{name: {name}, number: 80, protocol: HTTP}}");
+        format!("resolution: STATIC, endpoints: [{{address: 10.1.2.3}}], ports: [{port}]")
     }
 
     #[test]
     fn an_entry_for_a_services_host_adds_endpoints() {
-        let host = "hosts: [many.shop.svc.cluster.local]";
-        let with = |namespace: &str, spec: &str| {
-            base() + &entry("b", namespace, &format!("{host}, {spec}"))
-        };
-        let endpoints = |name: &str| {
-            let port = format!("{{name: {name}, number: 80, protocol: HTTP}}");
-            format!("resolution: STATIC, endpoints: [{{address: 10.1.2.3}}], ports: [{port}]")
-        };
-        assert_found(&with("shop", &endpoints("http")), &[]);
-        assert_found(&with("shop", &endpoints("other")), &HOST);
-        assert_found(&with("pay", &endpoints("http")), &HOST);
-        assert_found(&with("shop", HTTP), &HOST);
+        assert_found(&beside_service("shop", &static_endpoint_at("http")), &[]);
+        assert_found(&beside_service("shop", &static_endpoint_at("other")), &HOST);
+        assert_found(&beside_service("pay", &static_endpoint_at("http")), &HOST);
+        assert_found(&beside_service("shop", HTTP), &HOST);
     }
 }

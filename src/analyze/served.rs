@@ -160,15 +160,25 @@ mod tests {
         of_hosts.map(|item| (item.code.id, item.message)).collect()
     }
 
+    const TO: &str = "route: [{destination: {host: api, port: {number: 8080}}}]";
+
+    fn routed(on: &str) -> Vec<(&'static str, String)> {
+        vec![(
+            "WEIR0110",
+            format!("`shop.example` is not a known service: requests to it are routed on {on}"),
+        )]
+    }
+
+    fn for_hosts(names: &str) -> String {
+        format!("hosts: [{names}], http: [{{{TO}}}]")
+    }
+
+    fn matching(fields: &str) -> String {
+        format!("hosts: [api, shop.example], http: [{{match: [{{{fields}}}], {TO}}}]")
+    }
+
     #[test]
     fn a_host_without_a_service_is_reported_with_the_ports_that_route_it() {
-        let to = "route: [{destination: {host: api, port: {number: 8080}}}]";
-        let routed = |on: &str| {
-            vec![(
-                "WEIR0110",
-                format!("`shop.example` is not a known service: requests to it are routed on {on}"),
-            )]
-        };
         let nowhere = vec![(
             "WEIR0203",
             "`shop.example` is not a known service, and no port has routes for it: no request gets here".to_owned(),
@@ -177,21 +187,23 @@ mod tests {
             "{name: http, port: 8080}, {name: grpc, port: 9090}",
             "{name: http-a, port: 80}, {name: http, port: 8080}",
         );
-        let hosts = |names: &str| format!("hosts: [{names}], http: [{{{to}}}]");
-        assert_eq!(said(http, &hosts("api, shop.example")), routed("the ports 8080 and 9090"));
-        assert_eq!(said(http, &hosts("shop.example")), nowhere, "no service has port 80");
-        assert_eq!(said(with_80, &hosts("shop.example")), routed("port 80"));
-        assert_eq!(said(with_80, &hosts("api, Shop.Example")), routed("the ports 80 and 8080"));
-        let only = |fields: &str| {
-            format!("hosts: [api, shop.example], http: [{{match: [{{{fields}}}], {to}}}]")
-        };
-        assert_eq!(said(with_80, &only("port: 8080")), routed("port 8080"));
-        assert_eq!(said(with_80, &only("sourceLabels: {app: x}")), routed("the ports 80 and 8080"));
-        assert_eq!(said(with_80, &only("sourceNamespace: pay")), routed("the ports 80 and 8080"));
+        assert_eq!(said(http, &for_hosts("api, shop.example")), routed("the ports 8080 and 9090"));
+        assert_eq!(said(http, &for_hosts("shop.example")), nowhere, "no service has port 80");
+        assert_eq!(said(with_80, &for_hosts("shop.example")), routed("port 80"));
+        assert_eq!(said(with_80, &for_hosts("api, Shop.Example")), routed("the ports 80 and 8080"));
+        assert_eq!(said(with_80, &matching("port: 8080")), routed("port 8080"));
+        assert_eq!(
+            said(with_80, &matching("sourceLabels: {app: x}")),
+            routed("the ports 80 and 8080")
+        );
+        assert_eq!(
+            said(with_80, &matching("sourceNamespace: pay")),
+            routed("the ports 80 and 8080")
+        );
         let tls = "hosts: [shop.example], tls: [{match: [{sniHosts: [shop.example]}], route: [{destination: {host: api, port: {number: 80}}}]}]";
         assert_eq!(said(with_80, tls), nowhere);
         assert_eq!(
-            said(with_80, &format!("exportTo: [pay], {}", hosts("shop.example"))),
+            said(with_80, &format!("exportTo: [pay], {}", for_hosts("shop.example"))),
             routed("port 80")
         );
     }

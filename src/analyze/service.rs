@@ -265,34 +265,44 @@ mod tests {
         );
     }
 
+    /// A service with an HTTP port at 10.0.0.1, and another one.
+    fn at_address(ip: &str, name: &str) -> String {
+        service("a", "clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]")
+            + &service("b", &format!("clusterIP: {ip}, ports: [{{name: {name}, port: 80}}]"))
+    }
+
     #[test]
     fn one_address_and_port_has_one_protocol() {
-        let two = |ip: &str, name: &str| {
-            service("a", "clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]")
-                + &service("b", &format!("clusterIP: {ip}, ports: [{{name: {name}, port: 80}}]"))
-        };
-        assert_eq!(ids(&two("10.0.0.2", "tcp")), [""; 0]);
-        assert_eq!(ids(&two("10.0.0.1", "http-b")), [""; 0]);
-        assert_eq!(found(&two("10.0.0.1", "tcp")), [("WEIR0204", "spec.ports[0]".to_owned())]);
+        assert_eq!(ids(&at_address("10.0.0.2", "tcp")), [""; 0]);
+        assert_eq!(ids(&at_address("10.0.0.1", "http-b")), [""; 0]);
+        assert_eq!(
+            found(&at_address("10.0.0.1", "tcp")),
+            [("WEIR0204", "spec.ports[0]".to_owned())]
+        );
+    }
+
+    /// A pod that an HTTP service selects, and another service.
+    fn with_target(selector: &str, target: u16) -> String {
+        let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-0, labels: {app: web, version: v1}}\n";
+        service(
+            "a",
+            "clusterIP: 10.0.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]",
+        ) + &service(
+            "b",
+            &format!(
+                "clusterIP: 10.0.0.2, selector: {{{selector}}}, ports: [{{name: tcp, port: 9, targetPort: {target}}}]"
+            ),
+        ) + pod
     }
 
     #[test]
     fn one_port_of_a_pod_has_one_protocol() {
-        let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: web-0, labels: {app: web, version: v1}}\n";
-        let two = |selector: &str, target: u16| {
-            service(
-                "a",
-                "clusterIP: 10.0.0.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080}]",
-            ) + &service(
-                "b",
-                &format!(
-                    "clusterIP: 10.0.0.2, selector: {{{selector}}}, ports: [{{name: tcp, port: 9, targetPort: {target}}}]"
-                ),
-            ) + pod
-        };
-        assert_eq!(ids(&two("app: other", 8080)), [""; 0]);
-        assert_eq!(ids(&two("version: v1", 8081)), [""; 0]);
-        assert_eq!(found(&two("version: v1", 8080)), [("IST0116", "spec.ports[0]".to_owned())]);
+        assert_eq!(ids(&with_target("app: other", 8080)), [""; 0]);
+        assert_eq!(ids(&with_target("version: v1", 8081)), [""; 0]);
+        assert_eq!(
+            found(&with_target("version: v1", 8080)),
+            [("IST0116", "spec.ports[0]".to_owned())]
+        );
     }
 
     fn entry(name: &str, spec: &str) -> String {
@@ -302,9 +312,12 @@ mod tests {
         )
     }
 
+    fn found_in_entry(spec: &str) -> Vec<(&'static str, String)> {
+        found(&entry("a", spec))
+    }
+
     #[test]
     fn a_service_entry_needs_addresses_for_tcp() {
-        let found_in_entry = |spec: &str| found(&entry("a", spec));
         let expected = [("IST0134", "spec.ports[0]".to_owned())];
         assert_eq!(found_in_entry("ports: [{name: tcp, number: 5432, protocol: TCP}]"), expected);
         assert_eq!(found_in_entry("ports: [{name: any, number: 5432}]"), expected);
@@ -322,18 +335,20 @@ mod tests {
         );
     }
 
+    fn with_port(name: &str, protocol: &str, more: &str) -> String {
+        let port = format!("ports: [{{name: p, number: 99, protocol: {protocol}}}]");
+        entry(name, &format!("addresses: [240.0.0.1], {port}, {more}"))
+    }
+
+    fn found_in_two(other: &str, more: &str) -> Vec<(&'static str, String)> {
+        found(&(with_port("a", "HTTP", "") + &with_port("b", other, more)))
+    }
+
     #[test]
     fn service_entries_with_one_address_and_port_have_one_protocol() {
-        let with_ports = |name: &str, protocol: &str, more: &str| {
-            let port = format!("ports: [{{name: p, number: 99, protocol: {protocol}}}]");
-            entry(name, &format!("addresses: [240.0.0.1], {port}, {more}"))
-        };
-        let two = |other: &str, more: &str| {
-            found(&(with_ports("a", "HTTP", "") + &with_ports("b", other, more)))
-        };
-        assert_eq!(two("TCP", ""), [("WEIR0204", "spec.ports[0]".to_owned())]);
-        assert_eq!(two("TCP", "exportTo: ['~']"), []);
-        assert_eq!(two("HTTP2", ""), []);
-        assert_eq!(two("TLS", ""), []);
+        assert_eq!(found_in_two("TCP", ""), [("WEIR0204", "spec.ports[0]".to_owned())]);
+        assert_eq!(found_in_two("TCP", "exportTo: ['~']"), []);
+        assert_eq!(found_in_two("HTTP2", ""), []);
+        assert_eq!(found_in_two("TLS", ""), []);
     }
 }

@@ -131,31 +131,36 @@ mod tests {
         )
     }
 
+    fn found_in_all(specs: &[&str]) -> Vec<(&'static str, String)> {
+        let objects = specs.iter().enumerate().map(|(n, spec)| sidecar(&format!("s{n}"), spec));
+        found(&(base() + &objects.collect::<String>()))
+    }
+
     #[test]
     fn one_sidecar_applies_to_a_pod() {
-        let all = |specs: &[&str]| {
-            let objects = specs.iter().enumerate().map(|(n, spec)| sidecar(&format!("s{n}"), spec));
-            found(&(base() + &objects.collect::<String>()))
-        };
         let app = "workloadSelector: {labels: {app: web}}";
         let version = "workloadSelector: {labels: {version: v1}}";
-        assert_eq!(all(&["", app]), []);
-        assert_eq!(all(&["", ""]), [("IST0111", String::new())]);
-        assert_eq!(all(&[app, version]), [("IST0110", "spec.workloadSelector".to_owned())]);
-        assert_eq!(all(&[version, "workloadSelector: {labels: {version: v2}}"]), []);
+        assert_eq!(found_in_all(&["", app]), []);
+        assert_eq!(found_in_all(&["", ""]), [("IST0111", String::new())]);
+        assert_eq!(
+            found_in_all(&[app, version]),
+            [("IST0110", "spec.workloadSelector".to_owned())]
+        );
+        assert_eq!(found_in_all(&[version, "workloadSelector: {labels: {version: v2}}"]), []);
         let nobody = "workloadSelector: {labels: {app: nobody}}";
-        assert_eq!(all(&[nobody]), [("IST0127", "spec.workloadSelector".to_owned())]);
+        assert_eq!(found_in_all(&[nobody]), [("IST0127", "spec.workloadSelector".to_owned())]);
+    }
+
+    fn found_with_egress_to(host: &str) -> Vec<(&'static str, String)> {
+        let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: pay}\n";
+        let entry = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: pay}\n\
+                     spec: {hosts: ['*.example.com'], ports: [{name: http, number: 80, protocol: HTTP}]}\n";
+        let sidecar = sidecar("s", "").replace("./*", host);
+        found(&(base() + namespace + entry + &sidecar))
     }
 
     #[test]
     fn hosts_are_those_of_services() {
-        let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: pay}\n";
-        let entry = "---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: e, namespace: pay}\n\
-                     spec: {hosts: ['*.example.com'], ports: [{name: http, number: 80, protocol: HTTP}]}\n";
-        let with = |host: &str| {
-            let sidecar = sidecar("s", "").replace("./*", host);
-            found(&(base() + namespace + entry + &sidecar))
-        };
         let path = "spec.egress[0].hosts[0]".to_owned();
         for fine in [
             "shop/*",
@@ -167,7 +172,7 @@ mod tests {
             "*/api.example.com",
             "~/*",
         ] {
-            assert_eq!(with(fine), [], "{fine}");
+            assert_eq!(found_with_egress_to(fine), [], "{fine}");
         }
         for nothing in [
             "./cart.shop.svc.cluster.local",
@@ -175,8 +180,8 @@ mod tests {
             "*/api.example.org",
             "./*.example.com",
         ] {
-            assert_eq!(with(nothing), [("WEIR0112", path.clone())], "{nothing}");
+            assert_eq!(found_with_egress_to(nothing), [("WEIR0112", path.clone())], "{nothing}");
         }
-        assert_eq!(with("nowhere/*"), [("WEIR0109", path)]);
+        assert_eq!(found_with_egress_to("nowhere/*"), [("WEIR0109", path)]);
     }
 }

@@ -97,24 +97,25 @@ fn syntax_schema_and_unknown_fields() {
     assert!(ids(&twice).iter().all(|id| *id == "WEIR0001"));
 }
 
+fn route_to(host: &str, more: &str) -> String {
+    let route = format!("route: [{{destination: {{host: {host}{more}}}}}]");
+    istio("VirtualService", "v", &format!("hosts: [{host}], http: [{{{route}}}]"))
+}
+
 #[test]
 fn references_to_rejected_objects_are_not_reported() {
-    let to = |host: &str, more: &str| {
-        let route = format!("route: [{{destination: {{host: {host}{more}}}}}]");
-        istio("VirtualService", "v", &format!("hosts: [{host}], http: [{{{route}}}]"))
-    };
     let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: bad, namespace: shop}\nspec: {ports: 5}\n";
     let rule = istio("DestinationRule", "r", "host: bad, trafficPolicy: {tls: {mode: DISABLE}}");
     for (rejected, cluster_refs, path) in [
-        (service.to_owned(), to("bad", "") + &rule, "spec.ports"),
+        (service.to_owned(), route_to("bad", "") + &rule, "spec.ports"),
         (
             istio("ServiceEntry", "e", "hosts: ['*.example.com'], resolution: NOTHING"),
-            to("api.example.com", ""),
+            route_to("api.example.com", ""),
             "spec.resolution",
         ),
         (
             istio("DestinationRule", "d", "host: other, subsets: [{name: v9}], trafficPolicy: {}"),
-            to("other", ", subset: v9"),
+            route_to("other", ", subset: v9"),
             "spec.trafficPolicy",
         ),
         (

@@ -168,27 +168,30 @@ mod tests {
         }
     }
 
+    fn weighted(subset: &str, weight: i32) -> String {
+        format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}")
+    }
+
+    fn found_with_weights(a: i32, b: i32) -> [Vec<(&'static str, String)>; 3] {
+        let route = format!("route: [{}, {}]", weighted("v1", a), weighted("v2", b));
+        let matched = "match: [{sniHosts: [x.a.b]}]";
+        [
+            spec(&format!("hosts: ['*.a.b'], http: [{{{route}}}]")),
+            spec(&format!("hosts: ['*.a.b'], tls: [{{{matched}, {route}}}]")),
+            spec(&format!("hosts: ['*.a.b'], tcp: [{{{route}}}]")),
+        ]
+    }
+
+    fn in_each(code: &'static str, field: &str) -> [Vec<(&'static str, String)>; 3] {
+        ["http", "tls", "tcp"].map(|kind| vec![(code, format!("spec.{kind}[0].{field}"))])
+    }
+
     #[test]
     fn weights() {
-        let two = |a: i32, b: i32| {
-            let to = |subset: &str, weight| {
-                format!("{{destination: {{host: web, subset: {subset}}}, weight: {weight}}}")
-            };
-            let route = format!("route: [{}, {}]", to("v1", a), to("v2", b));
-            let matched = "match: [{sniHosts: [x.a.b]}]";
-            [
-                spec(&format!("hosts: ['*.a.b'], http: [{{{route}}}]")),
-                spec(&format!("hosts: ['*.a.b'], tls: [{{{matched}, {route}}}]")),
-                spec(&format!("hosts: ['*.a.b'], tcp: [{{{route}}}]")),
-            ]
-        };
-        let all = |code: &'static str, field: &str| {
-            ["http", "tls", "tcp"].map(|kind| vec![(code, format!("spec.{kind}[0].{field}"))])
-        };
-        assert_eq!(two(0, 0), all("IST0106", "route"));
-        assert_eq!(two(1, 2), all("WEIR0101", "route"));
-        assert_eq!(two(-1, 101), all("IST0106", "route[0].weight"));
-        assert_eq!(two(100, 0), [vec![], vec![], vec![]]);
+        assert_eq!(found_with_weights(0, 0), in_each("IST0106", "route"));
+        assert_eq!(found_with_weights(1, 2), in_each("WEIR0101", "route"));
+        assert_eq!(found_with_weights(-1, 101), in_each("IST0106", "route[0].weight"));
+        assert_eq!(found_with_weights(100, 0), [vec![], vec![], vec![]]);
     }
 
     #[test]

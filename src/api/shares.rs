@@ -26,12 +26,12 @@ mod tests {
     use super::*;
 
     fn route(entries: &[(&str, i32)]) -> Vec<HttpRouteDestination> {
-        let entry = |(host, weight): &(&str, i32)| HttpRouteDestination {
+        let entries = entries.iter().map(|(host, weight)| HttpRouteDestination {
             destination: Some(Destination { host: (*host).to_owned(), ..Default::default() }),
             weight: *weight,
             headers: None,
-        };
-        entries.iter().map(entry).collect()
+        });
+        entries.collect()
     }
 
     #[test]
@@ -46,10 +46,10 @@ mod tests {
     #[test]
     fn entries_for_one_destination_add_up_and_negative_weights_count_as_none() {
         let route = route(&[("a", 20), ("b", 60), ("a", 20), ("c", -5)]);
-        let share = |host: &str| {
+        let shares = ["a", "b", "c", "d"].map(|host| {
             share_of(&route, Some(&Destination { host: host.to_owned(), ..Default::default() }))
-        };
-        assert_eq!(["a", "b", "c", "d"].map(share), [0.4, 0.6, 0.0, 0.0]);
+        });
+        assert_eq!(shares, [0.4, 0.6, 0.0, 0.0]);
         assert_eq!(share_of(&route, None), 0.0);
     }
 }

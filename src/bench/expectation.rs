@@ -23,6 +23,13 @@ impl Split {
         let sum = stable + canary;
         sum > 0.0 && (canary * 100.0 - f64::from(self.percent) * sum).abs() < sum * 1e-6
     }
+
+    /// Whether the weights of the clusters are the split.
+    fn is_in(&self, weights: &HashMap<&[u8], f64>) -> bool {
+        let stable = weights.get(self.stable.as_bytes());
+        let canary = weights.get(self.canary.as_bytes());
+        stable.zip(canary).is_some_and(|(stable, canary)| self.is(*stable, *canary))
+    }
 }
 
 /// What a write leads to at each proxy.
@@ -126,13 +133,8 @@ impl Progress {
                 weights.insert(key.get(at..).unwrap_or_default(), weight);
             }
         }
-        let weight = |cluster: &str| weights.get(cluster.as_bytes()).copied();
-        let is_there = |split: &&Split| {
-            let both = weight(&split.stable).zip(weight(&split.canary));
-            both.is_some_and(|(stable, canary)| split.is(stable, canary))
-        };
         // The splits may be spread over several layers.
-        let found = expected.splits.values().filter(is_there);
+        let found = expected.splits.values().filter(|split| split.is_in(&weights));
         self.in_runtime.extend(found.map(|split| split.canary.clone().into_bytes()));
         self.has_splits = self.in_runtime.len() == expected.splits.len();
         Ok(())
@@ -200,22 +202,24 @@ mod tests {
     use super::*;
 
     fn split(service: &str, percent: u32) -> Split {
-        let cluster = |subset: &str| format!("outbound|80|{subset}|{service}.a.svc.cluster.local");
         Split {
             virtual_host: format!("{service}.a.svc.cluster.local:80"),
-            stable: cluster("v1"),
-            canary: cluster("v2"),
+            stable: format!("outbound|80|v1|{service}.a.svc.cluster.local"),
+            canary: format!("outbound|80|v2|{service}.a.svc.cluster.local"),
             percent,
         }
     }
 
-    fn table(splits: &[Split], scale: u32) -> Vec<u8> {
-        let weighted = |name: &str, weight: u32| route::weighted_cluster::ClusterWeight {
+    fn weighted(name: &str, weight: u32) -> route::weighted_cluster::ClusterWeight {
+        route::weighted_cluster::ClusterWeight {
             name: name.to_owned(),
-            weight: Some(UInt32Value { value: weight * scale }),
+            weight: Some(UInt32Value { value: weight }),
             ..Default::default()
-        };
-        let host = |split: &Split| route::VirtualHost {
+        }
+    }
+
+    fn table(splits: &[Split], scale: u32) -> Vec<u8> {
+        let hosts = splits.iter().map(|split| route::VirtualHost {
             name: split.virtual_host.clone(),
             domains: vec!["x".into()],
             routes: vec![route::Route {
@@ -224,8 +228,8 @@ mod tests {
                         route::route_action::ClusterSpecifier::WeightedClusters(
                             route::WeightedCluster {
                                 clusters: vec![
-                                    weighted(&split.stable, 100 - split.percent),
-                                    weighted(&split.canary, split.percent),
+                                    weighted(&split.stable, (100 - split.percent) * scale),
+                                    weighted(&split.canary, split.percent * scale),
                                 ],
                                 ..Default::default()
                             },
@@ -236,17 +240,23 @@ mod tests {
                 ..Default::default()
             }],
             ..Default::default()
-        };
-        let hosts = splits.iter().map(host).collect();
-        route::RouteConfiguration { name: "80".into(), virtual_hosts: hosts, ..Default::default() }
-            .encode_to_vec()
+        });
+        route::RouteConfiguration {
+            name: "80".into(),
+            virtual_hosts: hosts.collect(),
+            ..Default::default()
+        }
+        .encode_to_vec()
     }
 
     fn layer(splits: &[Split]) -> Vec<u8> {
-        let number = |number: u32| Json { kind: Some(Kind::NumberValue(f64::from(number))) };
         let fields = splits.iter().flat_map(|split| {
-            [(&split.stable, 100 - split.percent), (&split.canary, split.percent)]
-                .map(|(cluster, weight)| (format!("weir.prefix.{cluster}"), number(weight * 100)))
+            [(&split.stable, 100 - split.percent), (&split.canary, split.percent)].map(
+                |(cluster, weight)| {
+                    let kind = Some(Kind::NumberValue(f64::from(weight * 100)));
+                    (format!("weir.prefix.{cluster}"), Json { kind })
+                },
+            )
         });
         let layer = Some(Struct { fields: fields.collect() });
         Runtime { name: "weir-weights".into(), layer }.encode_to_vec()

@@ -342,10 +342,13 @@ impl Mesh {
     /// The encoded `Node` of a proxy.
     pub(crate) fn node(&self, n: usize) -> Bytes {
         let namespace = self.namespace(n);
-        let text = |text: &str| ProtoValue { kind: Some(Kind::StringValue(text.to_owned())) };
         let metadata = [("NAMESPACE", namespace.as_str()), ("CLUSTER_ID", "Kubernetes")];
-        let fields =
-            metadata.map(|(key, value)| (key.to_owned(), text(value))).into_iter().collect();
+        let fields = metadata
+            .map(|(key, value)| {
+                let kind = Some(Kind::StringValue(value.to_owned()));
+                (key.to_owned(), ProtoValue { kind })
+            })
+            .into();
         let ip = Ipv4Addr::from(PROXIES.wrapping_add(u32::try_from(n).unwrap_or(u32::MAX)));
         let id = NodeId {
             ip: ip.into(),

@@ -58,6 +58,7 @@ impl Weir {
             .args(["--peer-share", "100"])
             .args(&launch.more)
             .env_remove("WEIR_LOG")
+            .env_remove("WEIR_LOG_FORMAT")
             .args(["--log", "warn,kube_client=off,kube_runtime=off"])
             .stdin(if launch.from_stdin { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::null())
@@ -140,17 +141,19 @@ pub(crate) struct Usage {
     pub peak: u64,
 }
 
+/// A field of `/proc/PID/status` that is a number of kilobytes.
+fn kilobytes(status: &str, field: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(field))?;
+    value.split_whitespace().next()?.parse().ok()
+}
+
 /// What the process with this id has used; `None` where the system does not tell.
 pub(crate) fn usage(id: u32) -> Option<Usage> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let kilobytes = |field: &str| {
-        let value = status.lines().find_map(|line| line.strip_prefix(field))?;
-        value.split_whitespace().next()?.parse::<u64>().ok()
-    };
     Some(Usage {
         cpu: cpu(id)?,
-        resident: kilobytes("VmRSS:")? * 1024,
-        peak: kilobytes("VmHWM:")? * 1024,
+        resident: kilobytes(&status, "VmRSS:")? * 1024,
+        peak: kilobytes(&status, "VmHWM:")? * 1024,
     })
 }
 

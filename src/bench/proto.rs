@@ -11,6 +11,12 @@ use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_va
 #[error("a response is not valid protobuf: {0}")]
 pub(crate) struct Malformed(pub String);
 
+impl From<prost::DecodeError> for Malformed {
+    fn from(error: prost::DecodeError) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// The value of a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Value<'a> {
@@ -49,12 +55,11 @@ impl<'a> Fields<'a> {
     }
 
     fn field(&mut self) -> Result<(u32, Value<'a>), Malformed> {
-        let wrong = |error: prost::DecodeError| Malformed(error.to_string());
-        let (tag, kind) = decode_key(&mut self.rest).map_err(wrong)?;
+        let (tag, kind) = decode_key(&mut self.rest)?;
         let value = match kind {
-            WireType::Varint => Value::Number(decode_varint(&mut self.rest).map_err(wrong)?),
+            WireType::Varint => Value::Number(decode_varint(&mut self.rest)?),
             WireType::LengthDelimited => {
-                let length = decode_varint(&mut self.rest).map_err(wrong)?;
+                let length = decode_varint(&mut self.rest)?;
                 Value::Bytes(self.take(length)?)
             }
             WireType::SixtyFourBit => match <[u8; 8]>::try_from(self.take(8)?) {
@@ -275,11 +280,14 @@ mod tests {
         assert_eq!(endpoints_name(&cluster.encode_to_vec()).unwrap(), Some(&b"s"[..]));
     }
 
+    fn endpoint_at(address: &str) -> Bytes {
+        Request::default().field(2, address.as_bytes()).done()
+    }
+
     #[test]
     fn an_address_is_not_found_within_a_longer_one() {
-        let message = |address: &str| Request::default().field(2, address.as_bytes()).done();
-        assert!(has_address(&message("10.0.0.1"), b"10.0.0.1"));
-        assert!(!has_address(&message("10.0.0.11"), b"10.0.0.1"));
+        assert!(has_address(&endpoint_at("10.0.0.1"), b"10.0.0.1"));
+        assert!(!has_address(&endpoint_at("10.0.0.11"), b"10.0.0.1"));
         assert!(!has_address(b"", b"10.0.0.1"));
     }
 

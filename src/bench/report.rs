@@ -90,6 +90,16 @@ pub(crate) struct Before {
     pub received: BTreeMap<Type, u64>,
 }
 
+impl Before {
+    fn received_of(&self, of: Type) -> u64 {
+        self.received.get(&of).copied().unwrap_or(0)
+    }
+}
+
+fn cpu_between(before: Option<Usage>, after: Option<Usage>) -> Option<f64> {
+    Some(after?.cpu - before?.cpu)
+}
+
 impl Round {
     /// The figures of a round. Latencies count from `from`.
     pub(crate) fn new(
@@ -101,11 +111,8 @@ impl Round {
     ) -> Self {
         let since: Vec<Duration> =
             arrivals.iter().map(|at| at.saturating_duration_since(from)).collect();
-        let cpu = |before: Option<Usage>, after: Option<Usage>| Some(after?.cpu - before?.cpu);
-        let bytes = |of: Type| {
-            let count = |at: &Before| at.received.get(&of).copied().unwrap_or(0);
-            (of.short(), count(after).saturating_sub(count(before)))
-        };
+        let bytes = Type::ALL
+            .map(|of| (of.short(), after.received_of(of).saturating_sub(before.received_of(of))));
         Self {
             arrived: arrivals.len(),
             streams,
@@ -113,9 +120,9 @@ impl Round {
             p99_ms: percentile(&since, 99),
             last_ms: percentile(&since, 100),
             writing_ms: 0.0,
-            cpu_s: cpu(before.server, after.server),
-            client_cpu_s: cpu(before.client, after.client),
-            bytes: Type::ALL.into_iter().map(bytes).collect(),
+            cpu_s: cpu_between(before.server, after.server),
+            client_cpu_s: cpu_between(before.client, after.client),
+            bytes: bytes.into(),
             resident_bytes: after.server.map(|usage| usage.resident),
             peak_bytes: after.server.map(|usage| usage.peak),
         }
@@ -143,21 +150,20 @@ fn median<T: PartialOrd + Copy>(values: impl Iterator<Item = T>) -> Option<T> {
 impl Phase {
     /// A phase of these rounds.
     pub(crate) fn new(name: &'static str, rounds: Vec<Round>) -> Self {
-        let of = |value: fn(&Round) -> f64| median(rounds.iter().map(value)).unwrap_or(0.0);
-        let bytes = |of: Type| {
+        let bytes = Type::ALL.map(|of| {
             let values = rounds.iter().filter_map(|round| round.bytes.get(of.short()).copied());
             (of.short(), median(values).unwrap_or(0))
-        };
+        });
         let median = Round {
             arrived: rounds.iter().map(|round| round.arrived).min().unwrap_or(0),
             streams: rounds.iter().map(|round| round.streams).max().unwrap_or(0),
-            p50_ms: of(|round| round.p50_ms),
-            p99_ms: of(|round| round.p99_ms),
-            last_ms: of(|round| round.last_ms),
-            writing_ms: of(|round| round.writing_ms),
+            p50_ms: median(rounds.iter().map(|round| round.p50_ms)).unwrap_or(0.0),
+            p99_ms: median(rounds.iter().map(|round| round.p99_ms)).unwrap_or(0.0),
+            last_ms: median(rounds.iter().map(|round| round.last_ms)).unwrap_or(0.0),
+            writing_ms: median(rounds.iter().map(|round| round.writing_ms)).unwrap_or(0.0),
             cpu_s: median(rounds.iter().filter_map(|round| round.cpu_s)),
             client_cpu_s: median(rounds.iter().filter_map(|round| round.client_cpu_s)),
-            bytes: Type::ALL.into_iter().map(bytes).collect(),
+            bytes: bytes.into(),
             resident_bytes: median(rounds.iter().filter_map(|round| round.resident_bytes)),
             peak_bytes: median(rounds.iter().filter_map(|round| round.peak_bytes)),
         };
@@ -168,9 +174,9 @@ impl Phase {
 impl Run {
     /// The client's share of the CPU time of all phases.
     pub(crate) fn client_share(phases: &[Phase]) -> Option<f64> {
-        let rounds = || phases.iter().flat_map(|phase| &phase.rounds);
-        let server: f64 = rounds().map(|round| round.cpu_s).sum::<Option<f64>>()?;
-        let client: f64 = rounds().map(|round| round.client_cpu_s).sum::<Option<f64>>()?;
+        let rounds = phases.iter().flat_map(|phase| &phase.rounds);
+        let server: f64 = rounds.clone().map(|round| round.cpu_s).sum::<Option<f64>>()?;
+        let client: f64 = rounds.map(|round| round.client_cpu_s).sum::<Option<f64>>()?;
         (server + client > 0.0).then(|| 100.0 * client / (server + client))
     }
 }
@@ -201,15 +207,12 @@ mod tests {
         assert_eq!(percentile(&[], 50), 0.0);
     }
 
+    fn round(last_ms: f64, arrived: usize) -> Round {
+        Round { last_ms, arrived, streams: 4, cpu_s: Some(last_ms), ..Default::default() }
+    }
+
     #[test]
     fn a_phase_has_the_medians_of_its_rounds() {
-        let round = |last_ms: f64, arrived| Round {
-            last_ms,
-            arrived,
-            streams: 4,
-            cpu_s: Some(last_ms),
-            ..Default::default()
-        };
         let phase = Phase::new("weight", vec![round(9.0, 4), round(1.0, 3), round(2.0, 4)]);
         assert_eq!(
             (phase.median.last_ms, phase.median.cpu_s, phase.median.arrived),

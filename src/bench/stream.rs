@@ -459,8 +459,7 @@ impl Stream {
 
 /// The names of the route configurations that a listener asks for.
 fn route_names(body: &[u8]) -> Result<Vec<String>, Malformed> {
-    let wrong = |error: prost::DecodeError| Malformed(error.to_string());
-    let decoded = listener::Listener::decode(body).map_err(wrong)?;
+    let decoded = listener::Listener::decode(body)?;
     let chains = decoded.filter_chains.iter().chain(&decoded.default_filter_chain);
     let mut names = Vec::new();
     for filter in chains.flat_map(|chain| &chain.filters) {
@@ -473,7 +472,7 @@ fn route_names(body: &[u8]) -> Result<Vec<String>, Malformed> {
         // Only the field of the routes: the rest of it is large.
         for field in fields(&config.value) {
             if let (3, Value::Bytes(bytes)) = field? {
-                let rds = http::Rds::decode(bytes).map_err(wrong)?;
+                let rds = http::Rds::decode(bytes)?;
                 names.push(rds.route_config_name);
             }
         }
@@ -567,26 +566,47 @@ mod tests {
         .encode_to_vec()
     }
 
-    fn sotw_requests(all: Vec<Pieces>) -> Vec<(Type, Vec<String>, String, String, bool)> {
-        let read = |pieces: Pieces| {
+    /// The type, names, version and nonce of a request, and whether it carries a node.
+    type SotwRequest = (Type, Vec<String>, String, String, bool);
+
+    fn sotw_requests(all: Vec<Pieces>) -> Vec<SotwRequest> {
+        let requests = all.into_iter().map(|pieces| {
             let request = pb::DiscoveryRequest::decode(pieces.concat().as_slice()).unwrap();
             let of = Type::ALL.into_iter().find(|of| of.url() == request.type_url).unwrap();
             let node = request.node.is_some();
             (of, request.resource_names, request.version_info, request.response_nonce, node)
-        };
-        all.into_iter().map(read).collect()
+        });
+        requests.collect()
     }
 
     fn delta_requests(all: Vec<Pieces>) -> Vec<(Type, pb::DeltaDiscoveryRequest)> {
-        let read = |pieces: Pieces| {
+        let requests = all.into_iter().map(|pieces| {
             let request = pb::DeltaDiscoveryRequest::decode(pieces.concat().as_slice()).unwrap();
             (Type::ALL.into_iter().find(|of| of.url() == request.type_url).unwrap(), request)
-        };
-        all.into_iter().map(read).collect()
+        });
+        requests.collect()
     }
 
     fn text(text: &str) -> String {
         text.to_owned()
+    }
+
+    /// What a response leads to: requests, and whether the proxy has been served by it.
+    fn answer_sotw(
+        stream: &mut Stream,
+        of: Type,
+        nonce: &str,
+        bodies: Vec<Vec<u8>>,
+    ) -> (Vec<SotwRequest>, bool) {
+        let outcome = stream.response(&sotw(of, nonce, bodies)).unwrap();
+        (sotw_requests(outcome.requests), outcome.served)
+    }
+
+    fn answer_delta(
+        stream: &mut Stream,
+        response: &[u8],
+    ) -> Vec<(Type, pb::DeltaDiscoveryRequest)> {
+        delta_requests(stream.response(response).unwrap().requests)
     }
 
     #[test]
@@ -596,11 +616,8 @@ mod tests {
         let first = sotw_requests(stream.begin());
         assert_eq!(first, [(Type::Clusters, none(), text(""), text(""), true)]);
         let names = vec![text("a"), text("b")];
-        let mut ask = |of, nonce: &str, bodies| {
-            let outcome = stream.response(&sotw(of, nonce, bodies)).unwrap();
-            (sotw_requests(outcome.requests), outcome.served)
-        };
-        let (requests, _) = ask(Type::Clusters, "1", vec![eds_cluster("a"), eds_cluster("b")]);
+        let (requests, _) =
+            answer_sotw(&mut stream, Type::Clusters, "1", vec![eds_cluster("a"), eds_cluster("b")]);
         assert_eq!(
             requests,
             [
@@ -609,18 +626,22 @@ mod tests {
             ]
         );
         // Listeners wait for the endpoints of all clusters.
-        let (requests, _) = ask(Type::Endpoints, "2", vec![endpoints("a")]);
+        let (requests, _) = answer_sotw(&mut stream, Type::Endpoints, "2", vec![endpoints("a")]);
         assert_eq!(
             requests,
             [(Type::Endpoints, names.clone(), text("version-2"), text("2"), false)]
         );
-        let (requests, _) = ask(Type::Endpoints, "3", vec![endpoints("b")]);
+        let (requests, _) = answer_sotw(&mut stream, Type::Endpoints, "3", vec![endpoints("b")]);
         assert_eq!(requests[1..], [(Type::Listeners, none(), text(""), text(""), false)]);
-        let (requests, served) = ask(Type::Listeners, "4", vec![listener("80")]);
+        let (requests, served) =
+            answer_sotw(&mut stream, Type::Listeners, "4", vec![listener("80")]);
         assert_eq!(requests[1..], [(Type::Routes, vec![text("80")], text(""), text(""), false)]);
         assert!(!served);
-        assert!(ask(Type::Routes, "5", vec![routes("80")]).1);
-        assert!(!ask(Type::Routes, "6", vec![routes("80")]).1, "it is served once");
+        assert!(answer_sotw(&mut stream, Type::Routes, "5", vec![routes("80")]).1);
+        assert!(
+            !answer_sotw(&mut stream, Type::Routes, "6", vec![routes("80")]).1,
+            "it is served once"
+        );
 
         let again = sotw_requests(stream.begin());
         assert_eq!(
@@ -645,19 +666,22 @@ mod tests {
         assert_eq!(first[0].1.resource_names_subscribe, ["weir-weights", "weir-weights-1"]);
         assert!(first[0].1.node.is_some() && first[1].1.node.is_none());
         let both = [("a", eds_cluster("a")), ("b", eds_cluster("b"))];
-        let mut ask =
-            |message: Vec<u8>| delta_requests(stream.response(&message).unwrap().requests);
-        let requests = ask(delta(Type::Clusters, "1", &both, &[]));
+        let requests = answer_delta(&mut stream, &delta(Type::Clusters, "1", &both, &[]));
         assert_eq!(requests[0].1.response_nonce, "1");
         assert_eq!(requests[1].1.resource_names_subscribe, ["a", "b"]);
-        ask(delta(Type::Endpoints, "2", &[("a", endpoints("a")), ("b", endpoints("b"))], &[]));
-        let requests = ask(delta(Type::Listeners, "3", &[("l", listener("80"))], &[]));
+        answer_delta(
+            &mut stream,
+            &delta(Type::Endpoints, "2", &[("a", endpoints("a")), ("b", endpoints("b"))], &[]),
+        );
+        let requests =
+            answer_delta(&mut stream, &delta(Type::Listeners, "3", &[("l", listener("80"))], &[]));
         assert_eq!(requests[1].1.resource_names_subscribe, ["80"]);
         // A listener that names other routes, and a cluster that goes.
-        let requests = ask(delta(Type::Listeners, "4", &[("l", listener("81"))], &[]));
+        let requests =
+            answer_delta(&mut stream, &delta(Type::Listeners, "4", &[("l", listener("81"))], &[]));
         assert_eq!(requests[1].1.resource_names_subscribe, ["81"]);
         assert_eq!(requests[1].1.resource_names_unsubscribe, ["80"]);
-        let requests = ask(delta(Type::Clusters, "5", &[], &["a"]));
+        let requests = answer_delta(&mut stream, &delta(Type::Clusters, "5", &[], &["a"]));
         assert_eq!(requests[1].1.resource_names_unsubscribe, ["a"]);
 
         let again = delta_requests(stream.begin());

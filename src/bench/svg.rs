@@ -93,9 +93,10 @@ pub(crate) fn picture(unit: &str, charts: &[Chart]) -> String {
 }
 
 fn draw(svg: &mut String, unit: &str, chart: &Chart) {
-    let points = || chart.lines.iter().flat_map(|line| line.points.iter().copied());
-    let x = Axis::new(points().map(|point| point.0), false, LEFT, WIDTH - RIGHT);
-    let y = Axis::new(points().map(|point| point.1), true, HEIGHT - BOTTOM, TOP);
+    let points = chart.lines.iter().flat_map(|line| line.points.iter());
+    let mut sizes: Vec<f64> = points.clone().map(|point| point.0).collect();
+    let x = Axis::new(sizes.iter().copied(), false, LEFT, WIDTH - RIGHT);
+    let y = Axis::new(points.map(|point| point.1), true, HEIGHT - BOTTOM, TOP);
     let _ = writeln!(
         svg,
         "<text x=\"{LEFT}\" y=\"20\" font-weight=\"bold\">{}</text>",
@@ -112,7 +113,6 @@ fn draw(svg: &mut String, unit: &str, chart: &Chart) {
             at + 4.0
         );
     }
-    let mut sizes: Vec<f64> = points().map(|point| point.0).collect();
     sizes.sort_by(f64::total_cmp);
     sizes.dedup();
     for size in sizes {

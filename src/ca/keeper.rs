@@ -130,7 +130,7 @@ impl Keeper {
         let written = timeout_at(deadline, self.write(&namespace, roots)).await;
         let written = written.unwrap_or_else(|_| Err("the API server does not answer".to_owned()));
         if let Err(reason) = written {
-            tracing::warn!(namespace, reason, "cannot write ConfigMap {ROOTS}; retrying");
+            tracing::warn!(configmap = ROOTS, namespace, reason, "cannot write; retrying");
         }
     }
 

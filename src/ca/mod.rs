@@ -73,8 +73,9 @@ pub(crate) enum SignError {
 }
 
 /// A certificate that weir has made together with its key.
+#[derive(Clone)]
 pub(crate) struct KeyedChain {
-    /// The certificate, and its intermediates, in PEM, without the root.
+    /// The certificate and its intermediates, in PEM, without the root.
     pub chain: String,
     /// The private key in PEM.
     pub key: String,
@@ -140,6 +141,13 @@ impl CertificateAuthority {
         let (id, lifetime) =
             (identity.spiffe_id(&self.trust_domain), lifetime.unwrap_or(self.lifetime));
         Ok(current.signing.sign_workload(&id, key, lifetime, SystemTime::now())?)
+    }
+}
+
+impl Current {
+    /// Whether the same authority signs.
+    pub(crate) fn signs_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.signing, &other.signing)
     }
 }
 

@@ -40,7 +40,7 @@ pub async fn start() -> anyhow::Result<Backends> {
             tasks.spawn(async move {
                 let router = Router::new().fallback(any(move || async move { version }));
                 if let Err(error) = axum::serve(listener, router).await {
-                    tracing::error!("a backend failed: {error}");
+                    tracing::error!(%error, "a backend failed");
                 }
             });
         }

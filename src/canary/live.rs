@@ -85,12 +85,13 @@ async fn json(envoy: &Admin, path: &str) -> Result<Value, Error> {
         .map_err(|error| Error::Admin { path: path.to_owned(), reason: error.to_string() })
 }
 
+fn share(of: &BTreeMap<String, f64>, name: &str, sum: f64) -> f64 {
+    of.get(name).copied().unwrap_or(0.0) / sum
+}
+
 /// Whether both give the same share to each cluster.
 fn same_shares(found: &BTreeMap<String, f64>, wanted: &BTreeMap<String, f64>) -> bool {
     let (all, all_wanted): (f64, f64) = (found.values().sum(), wanted.values().sum());
-    let share = |of: &BTreeMap<String, f64>, name: &str, sum: f64| {
-        of.get(name).copied().unwrap_or(0.0) / sum
-    };
     all > 0.0
         && all_wanted > 0.0
         && found

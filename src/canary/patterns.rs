@@ -125,30 +125,30 @@ pub fn all() -> Vec<Pattern> {
 
 /// Patterns in which the rule and the route change, in both orders.
 fn subsets() -> Vec<Pattern> {
-    let adds = |name, rule_first| {
-        let writes = (both(), only("v2"));
-        let (first, then) = if rule_first { writes } else { (writes.1, writes.0) };
-        Pattern {
-            name,
-            before: vec![only("v1"), rule("v1")],
-            cycle: vec![pair(first, then), back(only("v1")), back(rule("v1"))],
-        }
-    };
-    let drops = |name, route_first| {
-        let writes = (only("v2"), rule("v2"));
-        let (first, then) = if route_first { writes } else { (writes.1, writes.0) };
-        Pattern {
-            name,
-            before: vec![both(), split(50)],
-            cycle: vec![pair(first, then), back(both()), back(split(50))],
-        }
-    };
     vec![
-        adds("subset is added, then used", true),
-        adds("subset is used, then added", false),
-        drops("subset is left, then dropped", true),
-        drops("subset is dropped, then left", false),
+        added("subset is added, then used", pair(both(), only("v2"))),
+        added("subset is used, then added", pair(only("v2"), both())),
+        dropped("subset is left, then dropped", pair(only("v2"), rule("v2"))),
+        dropped("subset is dropped, then left", pair(rule("v2"), only("v2"))),
     ]
+}
+
+/// A subset is added and gets all requests.
+fn added(name: &'static str, change: Step) -> Pattern {
+    Pattern {
+        name,
+        before: vec![only("v1"), rule("v1")],
+        cycle: vec![change, back(only("v1")), back(rule("v1"))],
+    }
+}
+
+/// A subset gets no more requests and is dropped.
+fn dropped(name: &'static str, change: Step) -> Pattern {
+    Pattern {
+        name,
+        before: vec![both(), split(50)],
+        cycle: vec![change, back(both()), back(split(50))],
+    }
 }
 
 /// Patterns in which pods come late or go early.

@@ -304,7 +304,10 @@ impl RunArgs {
             Err(error)
                 if self.labels_file.is_none() && error.kind() == std::io::ErrorKind::NotFound =>
             {
-                tracing::warn!("{USUAL} does not exist: the proxy says no labels of its pod");
+                tracing::warn!(
+                    file = USUAL,
+                    "there is no file with labels; the proxy says none of its pod"
+                );
                 return Ok(Vec::new());
             }
             Err(error) => {

@@ -1,6 +1,6 @@
 //! `weir analyze`: reports problems in objects, before or after they are applied.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -251,24 +251,25 @@ fn finding_to_json(finding: &Finding) -> Value {
 }
 
 fn to_json(findings: &[Finding], object_counts: ObjectCounts) -> Value {
-    let counts = counts(findings);
-    let count = |severity| counts.get(&severity).copied().unwrap_or_default();
     json!({
         "findings": findings.iter().map(finding_to_json).collect::<Vec<_>>(),
         "summary": {
-            "error": count(Severity::Error),
-            "warning": count(Severity::Warning),
-            "info": count(Severity::Info),
+            "error": count(findings, Severity::Error),
+            "warning": count(findings, Severity::Warning),
+            "info": count(findings, Severity::Info),
             "objects": object_counts.objects,
             "rejected": object_counts.rejected,
         },
     })
 }
 
-fn counts(findings: &[Finding]) -> BTreeMap<Severity, usize> {
-    let mut counts = BTreeMap::new();
-    findings.iter().for_each(|finding| *counts.entry(finding.code.severity).or_default() += 1);
-    counts
+fn count(findings: &[Finding], severity: Severity) -> usize {
+    findings.iter().filter(|finding| finding.code.severity == severity).count()
+}
+
+/// `1 error`, `2 errors`.
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 fn colour(severity: Severity) -> &'static str {
@@ -289,17 +290,8 @@ struct Row {
 }
 
 fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> String {
-    let counts = counts(findings);
-    let count = |severity, singular: &str, plural: &str| {
-        let count = counts.get(&severity).copied().unwrap_or_default();
-        format!("{count} {}", if count == 1 { singular } else { plural })
-    };
     let ObjectCounts { objects, rejected } = object_counts;
-    let objects = format!(
-        "{} {}",
-        objects + rejected,
-        if objects + rejected == 1 { "object" } else { "objects" }
-    );
+    let objects = counted(objects + rejected, "object");
     if findings.is_empty() {
         return format!("No problems found in {objects}.\n");
     }
@@ -326,9 +318,9 @@ fn report(findings: &[Finding], object_counts: ObjectCounts, width: u16) -> Stri
     };
     let mut last = vec![format!(
         "{}, {}, {} in {objects}",
-        count(Severity::Error, "error", "errors"),
-        count(Severity::Warning, "warning", "warnings"),
-        count(Severity::Info, "note", "notes"),
+        counted(count(findings, Severity::Error), "error"),
+        counted(count(findings, Severity::Warning), "warning"),
+        counted(count(findings, Severity::Info), "note"),
     )];
     if rejected > 0 {
         let which = if rejected == 1 {
@@ -425,9 +417,8 @@ mod tests {
         assert!(code::ALL.iter().all(|code| text.contains(code.id) && text.contains(code.name)));
     }
 
-    #[test]
-    fn a_table_fits_the_terminal() {
-        let finding = |origin| Finding {
+    fn finding(origin: Origin) -> Finding {
+        Finding {
             code: &code::SCHEMA,
             object: Some(crate::api::ObjectKey::new(
                 Kind::VirtualService,
@@ -438,7 +429,11 @@ mod tests {
             path: "spec.http[0].route[0].destination.host".to_owned(),
             message: "is not what anyone would have expected to find in this place".to_owned(),
             advice: "write something else, something that is expected".to_owned(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_table_fits_the_terminal() {
         let file = Origin::File {
             path: std::sync::Arc::new("some/folder/with/a/file.yaml".into()),
             line: 1234,

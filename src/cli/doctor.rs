@@ -41,12 +41,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let request = v1::GetReadinessRequest {};
     let answer = client.get_readiness(request).await.map_err(status_error)?.into_inner();
     args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
-    let well = |kind: &v1::KindSync| {
-        matches!(kind.state(), State::Synced | State::Absent) && !is_old(kind)
-    };
     let webhook = answer.webhook.as_ref().is_none_or(|webhook| webhook.works);
-    let all_well = answer.ready && answer.kinds.iter().all(well) && webhook;
+    let all_well = answer.ready && answer.kinds.iter().all(is_well) && webhook;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn is_well(kind: &v1::KindSync) -> bool {
+    matches!(kind.state(), State::Synced | State::Absent) && !is_old(kind)
 }
 
 fn text(answer: &v1::GetReadinessResponse) -> String {
@@ -121,18 +122,22 @@ fn advice(kind: &v1::KindSync) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_kind_whose_watch_is_not_answered_is_reported_as_old() {
-        let kind = |age| v1::KindSync {
+    fn kind(age: u32) -> v1::KindSync {
+        v1::KindSync {
             resource: "services".to_owned(),
             state: State::Synced.into(),
             complete: true,
             answered_seconds_ago: age,
             ..Default::default()
-        };
-        let shown = |age| {
-            text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)], webhook: None })
-        };
+        }
+    }
+
+    fn shown(age: u32) -> String {
+        text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)], webhook: None })
+    }
+
+    #[test]
+    fn a_kind_whose_watch_is_not_answered_is_reported_as_old() {
         assert!(!is_old(&kind(61)) && shown(61).contains("61 s ago"), "{}", shown(61));
         assert!(is_old(&kind(95)), "{}", shown(95));
         assert!(shown(95).contains("95 s ago  see that the API server answers"), "{}", shown(95));

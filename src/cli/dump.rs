@@ -146,18 +146,22 @@ fn side(value: Option<&pb::Value>, is_whole: bool) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_difference_shows_both_sides_and_which_one_lacks_a_resource() {
-        let text = |text: &str| {
-            Some(pb::Value { kind: Some(pb::value::Kind::StringValue(text.to_owned())) })
-        };
-        let item = |field: &str, sent, fresh| v1::Difference {
+    fn text(text: &str) -> Option<pb::Value> {
+        Some(pb::Value { kind: Some(pb::value::Kind::StringValue(text.to_owned())) })
+    }
+
+    fn item(field: &str, sent: Option<pb::Value>, fresh: Option<pb::Value>) -> v1::Difference {
+        v1::Difference {
             r#type: v1::ResourceType::Rds.into(),
             name: "80".to_owned(),
             field: field.to_owned(),
             sent,
             fresh,
-        };
+        }
+    }
+
+    #[test]
+    fn a_difference_shows_both_sides_and_which_one_lacks_a_resource() {
         let table =
             differences(&[item("name", text("a"), text("b")), item("", text("all of it"), None)]);
         let lines: Vec<Vec<&str>> =

@@ -223,27 +223,28 @@ fn add_destination(label: &str, to: &Destination, failure: &str, lines: &mut Lin
 mod tests {
     use super::*;
 
-    #[test]
-    fn traffic_without_an_endpoint_is_explained() {
-        let to = |balancer: &str, missing: bool| Destination {
+    fn to(balancer: &str, missing: bool) -> Destination {
+        Destination {
             cluster: "c".into(),
             percent: 100.0,
             missing,
             policies: vec![("load balancer", balancer.into())],
             endpoints: Vec::new(),
-        };
-        let answer = |to: Destination, routes: Option<&str>| {
-            let outcome = Outcome::Forward {
-                destinations: vec![to],
-                copies: Vec::new(),
-                policies: Vec::new(),
-            };
-            text(&Explanation {
-                route_configuration: routes.map(str::to_owned),
-                outcome,
-                ..Explanation::default()
-            })
-        };
+        }
+    }
+
+    fn answer(to: Destination, routes: Option<&str>) -> String {
+        let outcome =
+            Outcome::Forward { destinations: vec![to], copies: Vec::new(), policies: Vec::new() };
+        text(&Explanation {
+            route_configuration: routes.map(str::to_owned),
+            outcome,
+            ..Explanation::default()
+        })
+    }
+
+    #[test]
+    fn traffic_without_an_endpoint_is_explained() {
         let lines = [
             (answer(to("LEAST_REQUEST", false), Some("80")), "no endpoint is ready: 503"),
             (

@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 pub(crate) mod dump;
 mod envoy;
 pub(crate) mod explain;
+mod log;
 pub mod objects;
 pub(crate) mod preflight;
 mod program;

@@ -134,21 +134,23 @@ mod tests {
         proxy.addresses.iter().map(ToString::to_string).collect()
     }
 
+    fn pod(status: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop}}\nstatus: {{{status}}}\n"
+        )
+    }
+
+    fn slice(name: &str, family: &str, address: &str) -> String {
+        format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
+             addressType: {family}\n\
+             endpoints: [{{addresses: ['{address}'], targetRef: {{kind: Pod, name: web-0}}}}]\n"
+        )
+    }
+
     #[test]
     fn a_proxy_has_all_addresses_of_its_pod() {
-        let pod = |status: &str| {
-            format!(
-                "apiVersion: v1\nkind: Pod\nmetadata: {{name: web-0, namespace: shop}}\nstatus: {{{status}}}\n"
-            )
-        };
-        let slice = |name: &str, family: &str, address: &str| {
-            format!(
-                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
-                 metadata: {{name: {name}, namespace: shop, labels: {{kubernetes.io/service-name: web}}}}\n\
-                 addressType: {family}\n\
-                 endpoints: [{{addresses: ['{address}'], targetRef: {{kind: Pod, name: web-0}}}}]\n"
-            )
-        };
         let slices = slice("a", "IPv6", "fd00:1::1")
             + &slice("b", "IPv4", "10.1.1.1")
             + &slice("c", "IPv4", "10.1.1.1");

@@ -182,29 +182,30 @@ fn what(finding: &Finding) -> String {
     format!("{}{scope}{advice}", finding.message)
 }
 
-fn to_json(report: &Report, unreadable: &[(String, String)]) -> Value {
-    let finding = |finding: &Finding| {
-        let (file, line) = match &finding.origin {
-            Origin::File { path, line } => (Some(path.display().to_string()), Some(*line)),
-            Origin::Cluster => (None, None),
-        };
-        let concerns = match &finding.concerns {
-            Concerns::Mesh(except) => json!({"all": true, "except": except}),
-            Concerns::Namespace(name) => json!({"namespace": name}),
-        };
-        json!({
-            "level": finding.level.as_str(),
-            "concerns": concerns,
-            "kind": finding.kind,
-            "namespace": finding.namespace,
-            "name": finding.name,
-            "file": file,
-            "line": line,
-            "path": finding.path,
-            "message": finding.message,
-            "advice": finding.advice,
-        })
+fn finding_to_json(finding: &Finding) -> Value {
+    let (file, line) = match &finding.origin {
+        Origin::File { path, line } => (Some(path.display().to_string()), Some(*line)),
+        Origin::Cluster => (None, None),
     };
+    let concerns = match &finding.concerns {
+        Concerns::Mesh(except) => json!({"all": true, "except": except}),
+        Concerns::Namespace(name) => json!({"namespace": name}),
+    };
+    json!({
+        "level": finding.level.as_str(),
+        "concerns": concerns,
+        "kind": finding.kind,
+        "namespace": finding.namespace,
+        "name": finding.name,
+        "file": file,
+        "line": line,
+        "path": finding.path,
+        "message": finding.message,
+        "advice": finding.advice,
+    })
+}
+
+fn to_json(report: &Report, unreadable: &[(String, String)]) -> Value {
     let namespaces = report.namespaces.iter();
     let unreadable = unreadable.iter();
     json!({
@@ -212,7 +213,7 @@ fn to_json(report: &Report, unreadable: &[(String, String)]) -> Value {
             .map(|(name, verdict)| json!({"name": name, "canMove": verdict.as_str()}))
             .collect::<Vec<_>>(),
         "outside": report.outside,
-        "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
+        "findings": report.findings.iter().map(finding_to_json).collect::<Vec<_>>(),
         "unreadable": unreadable
             .map(|(what, why)| json!({"what": what, "why": why}))
             .collect::<Vec<_>>(),

@@ -1,10 +1,10 @@
 //! The program: its commands, its log, and its exit status.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 
+use super::log::LogArgs;
 use crate::cli;
 
 /// Envoy control plane for Istio's VirtualService and DestinationRule
@@ -27,10 +27,8 @@ Every command has --help with examples. Exit status: 0 success, 1 problems found
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Log level: error, warn, info, debug or trace, optionally per module (info,weir::xds=debug) [default: info for
-    /// serve and agent, warn otherwise]
-    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
-    log: Option<String>,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Debug, clap::Subcommand)]
@@ -59,28 +57,12 @@ enum Command {
 /// Runs the command that the arguments of the process name, and returns its exit status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    // weir logs the failures of the Kubernetes client itself, once per kind.
-    let usual = if matches!(cli.command, Command::Serve(_) | Command::Agent(_)) {
-        "info,kube_client=off,kube_runtime=off"
-    } else {
-        "warn,kube_client=off,kube_runtime=off"
-    };
-    let levels = cli.log.as_deref().unwrap_or(usual);
-    let filter = match tracing_subscriber::EnvFilter::try_new(levels) {
-        Ok(filter) if levels.split(',').all(has_level) => filter,
-        _ => {
-            eprintln!(
-                "weir: --log `{levels}`: expected something like info, or info,weir::xds=debug"
-            );
-            return ExitCode::from(2);
-        }
-    };
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    let reports = matches!(cli.command, Command::Serve(_) | Command::Agent(_));
+    let usual = if reports { "info" } else { "warn" };
+    if let Err(wrong) = cli.log.start(usual) {
+        eprintln!("weir: {wrong}");
+        return ExitCode::from(2);
+    }
     let result = match cli.command {
         Command::Translate(args) => cli::translate::run(args),
         Command::Explain(args) => cli::explain::run(args),
@@ -141,13 +123,6 @@ async fn returning_memory<T>(command: impl Future<Output = T>) -> T {
     }
 }
 
-/// Whether a directive of `--log` ends in a level. Without this check a misspelt level would be taken for a module name
-/// and nothing would be logged.
-fn has_level(part: &str) -> bool {
-    let level = part.rsplit('=').next().unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(level.as_str(), "off" | "error" | "warn" | "info" | "debug" | "trace")
-}
-
 fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(command);
@@ -177,11 +152,5 @@ mod tests {
             let long = help.lines().find(|line| line.chars().count() > 100);
             assert_eq!(long, None, "weir {name} --help");
         }
-    }
-
-    #[test]
-    fn a_misspelt_level_is_detected() {
-        assert!(["info", "WARN", "weir::xds=debug", " off"].into_iter().all(has_level));
-        assert!(!["verbose", "weir=loud", "", "weir::xds"].into_iter().any(has_level));
     }
 }

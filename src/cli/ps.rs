@@ -161,14 +161,20 @@ fn age(since: i64, now: i64) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn objects_whose_watch_is_not_answered_are_named_with_their_age() {
-        let kind = |resource: &str, age| v1::KindSync {
+    fn kind(resource: &str, age: u32) -> v1::KindSync {
+        v1::KindSync {
             resource: resource.to_owned(),
             answered_seconds_ago: age,
             ..Default::default()
-        };
-        let answer = |unanswered| v1::ListProxiesResponse { unanswered, ..Default::default() };
+        }
+    }
+
+    fn answer(unanswered: Vec<v1::KindSync>) -> v1::ListProxiesResponse {
+        v1::ListProxiesResponse { unanswered, ..Default::default() }
+    }
+
+    #[test]
+    fn objects_whose_watch_is_not_answered_are_named_with_their_age() {
         assert_eq!(text(&answer(vec![])), "no proxies connected\n");
         assert_eq!(
             text(&answer(vec![kind("services", 95)])),

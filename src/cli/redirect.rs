@@ -234,7 +234,8 @@ fn set_source_address(present: bool) {
     let done = if present { source_address::add() } else { source_address::remove() };
     if let Err(error) = done {
         tracing::warn!(
-            "the address {SOURCE_V6} of the loopback interface, from which the proxy calls the application over IPv6: {error}"
+            address = %SOURCE_V6, %error,
+            "the loopback interface's address, from which the proxy calls the application over IPv6, cannot be changed"
         );
     }
 }
@@ -265,7 +266,7 @@ impl Step {
     fn run(&self) -> anyhow::Result<()> {
         let output = self.output().with_context(|| format!("running {}", self.program))?;
         if !output.status.success() {
-            tracing::info!("{} was given:\n{}", self.program, self.input);
+            tracing::info!(program = self.program, input = self.input, "a program failed");
             bail!(
                 "{}; the rules are those of --dry-run",
                 failure(self.program, self.args, &output)

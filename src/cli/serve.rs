@@ -204,7 +204,7 @@ impl StatusArgs {
             return None;
         }
         let Some(namespace) = self.pod_namespace else {
-            tracing::info!("the status of objects is not written: --pod-namespace is not set");
+            tracing::info!("not writing the status of objects: --pod-namespace is not set");
             return None;
         };
         let (pod, lease) = (self.pod_name, self.status_lease);
@@ -214,9 +214,11 @@ impl StatusArgs {
 
 /// Long enough to renew a Lease several times, even if the API server is slow.
 fn lease(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a number of seconds from 3 to 3600, such as 15 or 15s".to_owned();
-    let number = text.strip_suffix('s').unwrap_or(text).parse().map_err(|_| wrong())?;
-    if (3..=3600).contains(&number) { Ok(Duration::from_secs(number)) } else { Err(wrong()) }
+    let number = text.strip_suffix('s').unwrap_or(text).parse().ok();
+    number
+        .filter(|number| (3..=3600).contains(number))
+        .map(Duration::from_secs)
+        .ok_or_else(|| "expected a number of seconds from 3 to 3600, such as 15 or 15s".to_owned())
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -271,7 +273,12 @@ fn bytes(text: &str) -> Result<usize, String> {
 /// The limits of the ADS port and of the admin port.
 fn limits(args: &Args) -> (Limits, Limits) {
     let descriptors = descriptors::raise();
-    tracing::info!("{descriptors}");
+    tracing::info!(
+        soft_limit = descriptors.before,
+        limit = descriptors.limit,
+        for_proxies = descriptors.for_proxies(),
+        "limit of file descriptors"
+    );
     let default = Limits::default();
     let limits = Limits {
         streams: args.max_streams,
@@ -327,13 +334,7 @@ fn options(args: Args) -> anyhow::Result<Options> {
     let namespace = args.status.pod_namespace.clone().filter(|_| in_cluster);
     let webhook = args.webhook.options(local, namespace.as_deref())?;
     let mesh = args.mesh.config();
-    let anonymous = match args.xds_listen {
-        Some(Plain::Off) => None,
-        Some(Plain::At(address)) => Some(address),
-        // Whoever has an identity need not be trusted without one.
-        None if args.identity.is_on() => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15010))),
-        None => Some(SocketAddr::new(local, 15010)),
-    };
+    let plain = args.identity.plain(args.xds_listen, local);
     let secure = args.identity.options(&Surroundings {
         local,
         namespace: namespace.as_deref(),
@@ -356,7 +357,7 @@ fn options(args: Args) -> anyhow::Result<Options> {
         status,
         webhook,
         peers,
-        xds_listen: anonymous,
+        xds_listen: plain,
         secure,
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         gates_listen: args.gates_listen,
@@ -376,19 +377,18 @@ fn options(args: Args) -> anyhow::Result<Options> {
 
 /// Logs where the control plane listens.
 fn announce(plane: &ControlPlane) {
-    let admin = plane.admin_addr();
-    match plane.xds_addr() {
-        Some(address) => tracing::info!("serving ADS on {address}, health and metrics on {admin}"),
-        None => tracing::info!("serving health and metrics on {admin}"),
+    if let Some(address) = plane.xds_addr() {
+        tracing::info!(%address, "serving ADS");
     }
     if let Some(address) = plane.secure_addr() {
-        tracing::info!("serving ADS over TLS on {address}");
+        tracing::info!(%address, "serving ADS over TLS");
     }
+    tracing::info!(address = %plane.admin_addr(), "serving health, metrics and the admin API");
     if let Some(address) = plane.webhook_addr() {
-        tracing::info!("serving the webhook on {address}");
+        tracing::info!(%address, "serving the webhook");
     }
-    if let Some(gates) = plane.gates_addr() {
-        tracing::info!("serving the gates of rollout tools on {gates}");
+    if let Some(address) = plane.gates_addr() {
+        tracing::info!(%address, "serving the gates of rollout tools");
     }
 }
 
@@ -406,6 +406,6 @@ async fn until_ready_and_after(plane: &mut ControlPlane, begun: Instant) -> anyh
         ended = plane.failed() => return ended,
         _ = ready.wait_for(|ready| *ready) => {}
     }
-    tracing::info!("ready after {} ms", begun.elapsed().as_millis());
+    tracing::info!(seconds = begun.elapsed().as_secs_f64(), "ready");
     plane.failed().await
 }

@@ -88,10 +88,9 @@ mod tests {
     #[test]
     fn a_table_fits_its_width_with_any_content() {
         let long = "a".repeat(63);
-        let rows =
-            || [[format!("{long}/{long}"), format!("{long}.{long} {long}"), "10 %".to_owned()]];
+        let rows = [[format!("{long}/{long}"), format!("{long}.{long} {long}"), "10 %".to_owned()]];
         for width in [MIN_WIDTH, 80, MAX_WIDTH] {
-            let text = table_of_width(width, ["ROUTE", "DESTINATION", " WANTED"], rows());
+            let text = table_of_width(width, ["ROUTE", "DESTINATION", " WANTED"], rows.clone());
             assert!(text.lines().all(|line| line.chars().count() <= usize::from(width)), "{text}");
             let letters =
                 text.lines().skip(1).flat_map(str::chars).filter(|letter| *letter == 'a').count();

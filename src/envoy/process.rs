@@ -251,7 +251,7 @@ impl Drop for EnvoyProcess {
             std::thread::sleep(POLL);
         }
         if let Err(error) = self.kill_and_reap() {
-            tracing::warn!(id = self.child.id(), %error, "Envoy could not be terminated");
+            tracing::warn!(pid = self.child.id(), %error, "cannot terminate Envoy");
         }
     }
 }

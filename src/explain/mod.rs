@@ -227,12 +227,11 @@ impl Simulator<'_> {
             .filter(|rules| has_routes(rules, self.view.scope, port))
             .peekable();
         let first = all.peek().copied();
-        let known = |name: &str| self.known(name);
         let context = Context {
             config: &self.view.mesh.config,
             scope: self.view.scope,
             port,
-            service: &known,
+            service: &|name: &str| self.known(name),
         };
         let same = all.find(|rules| {
             let own = crate::translate::route::of_virtual_service(rules, &context);
@@ -256,12 +255,11 @@ impl Simulator<'_> {
         let Some((host, port)) = hosts::host_and_port(virtual_host) else {
             return Vec::new();
         };
-        let known = |name: &str| self.known(name);
         let context = Context {
             config: &self.view.mesh.config,
             scope: self.view.scope,
             port,
-            service: &known,
+            service: &|name: &str| self.known(name),
         };
         let routes: Vec<RouteWithSource<'_>> = match (self.view.service(host), rules) {
             (Some(seen), _)
@@ -398,14 +396,16 @@ impl Simulator<'_> {
                     .clusters
                     .iter()
                     .map(|cluster| cluster.weight.map_or(0, |weight| weight.value));
-                let to = |(weighted, share): (&route::weighted_cluster::ClusterWeight, f64)| {
-                    let mut to = self.destination(&weighted.name, share * 100.0);
-                    to.policies.extend(destination_policies(weighted));
-                    to
-                };
                 // A destination of weight 0 gets no request.
                 let shares = list.clusters.iter().zip(shares(weights));
-                shares.filter(|(_, share)| *share > 0.0).map(to).collect()
+                let destinations = shares.filter(|(_, share)| *share > 0.0);
+                destinations
+                    .map(|(weighted, share)| {
+                        let mut to = self.destination(&weighted.name, share * 100.0);
+                        to.policies.extend(destination_policies(weighted));
+                        to
+                    })
+                    .collect()
             }
             _ => Vec::new(),
         };

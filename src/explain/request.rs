@@ -47,6 +47,10 @@ pub struct Request {
     pub headers: BTreeMap<String, String>,
 }
 
+fn invalid(text: &str, what: &str) -> String {
+    format!("`{text}` {what}; expected a request like 'GET http://web.shop/api?x=1'")
+}
+
 impl Request {
     /// Parses `METHOD URL` (or just a URL, which means GET) and headers of the form `NAME: VALUE`.
     ///
@@ -58,29 +62,28 @@ impl Request {
             Some((method, url)) => (method, url.trim()),
             None => ("GET", text),
         };
-        let bad = |what: &str| {
-            format!("`{text}` {what}; expected a request like 'GET http://web.shop/api?x=1'")
-        };
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_alphabetic() || b == b'-') {
-            return Err(bad("does not start with a method"));
+            return Err(invalid(text, "does not start with a method"));
         }
-        let (scheme, rest) =
-            url.split_once("://").ok_or_else(|| bad("does not start with http:// or https://"))?;
+        let (scheme, rest) = url
+            .split_once("://")
+            .ok_or_else(|| invalid(text, "does not start with http:// or https://"))?;
         let scheme = scheme.to_ascii_lowercase();
         let default = match scheme.as_str() {
             "http" => 80,
             "https" => 443,
-            _ => return Err(bad("is neither http nor https")),
+            _ => return Err(invalid(text, "is neither http nor https")),
         };
         let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         let authority: http::uri::Authority =
-            authority.parse().map_err(|error| bad(&format!("has no host ({error})")))?;
+            authority.parse().map_err(|error| invalid(text, &format!("has no host ({error})")))?;
         // Clients do not send fragments.
         let target = target.split('#').next().unwrap_or_default();
         if let Some(character) = target.chars().find(|character| !character.is_ascii_graphic()) {
-            return Err(bad(&format!(
-                "has {character:?} in its path, which must be percent-encoded"
-            )));
+            return Err(invalid(
+                text,
+                &format!("has {character:?} in its path, which must be percent-encoded"),
+            ));
         }
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query.to_owned())),
@@ -88,7 +91,7 @@ impl Request {
         };
         let host = Some(authority.host())
             .filter(|host| !host.is_empty())
-            .ok_or_else(|| bad("has no host"))?;
+            .ok_or_else(|| invalid(text, "has no host"))?;
         let mut request = Self {
             method: method.to_ascii_uppercase(),
             scheme,
@@ -271,12 +274,17 @@ mod tests {
         }
     }
 
+    fn seen(text: &str, headers: &[&str]) -> Result<Request, (u32, &'static str)> {
+        let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
+        Request::parse(text, &headers).unwrap().received(&manager())
+    }
+
+    fn rejected(text: &str, headers: &[&str]) -> u32 {
+        seen(text, headers).unwrap_err().0
+    }
+
     #[test]
     fn a_request_is_processed_as_before_envoys_routing() {
-        let seen = |text: &str, headers: &[&str]| {
-            let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
-            Request::parse(text, &headers).unwrap().received(&manager())
-        };
         let plain = seen("GET http://web/a/%2e%2e/p?a=/../1", &[]).unwrap();
         assert_eq!(plain.header(":path").as_deref(), Some("/p?a=/../1"));
         assert_eq!(
@@ -309,7 +317,6 @@ mod tests {
         let upgraded =
             seen("GET http://web/", &["connection: upgrade", "upgrade: WebSocket"]).unwrap();
         assert_eq!(upgraded.header("upgrade").as_deref(), Some("WebSocket"));
-        let rejected = |text: &str, headers: &[&str]| seen(text, headers).unwrap_err().0;
         assert_eq!(rejected("GET http://web/", &["connection: upgrade", "upgrade: other"]), 403);
         assert_eq!(rejected("GET http://web/%00", &[]), 400);
         assert_eq!(rejected("GET http://web/", &["x-forwarded-proto:"]), 404);

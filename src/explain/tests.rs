@@ -269,11 +269,12 @@ fn shares(answer: &Explanation) -> Vec<(&str, f64)> {
     destinations.iter().map(|to| (to.cluster.split('|').nth(2).unwrap(), to.percent)).collect()
 }
 
+fn get(path: &str) -> TrafficQuery {
+    TrafficQuery::Http(Request::parse(&format!("GET http://web{path}"), &[]).unwrap())
+}
+
 #[test]
 fn weight_that_is_held_back_is_shown_with_the_route() {
-    let get = |path: &str| {
-        TrafficQuery::Http(Request::parse(&format!("GET http://web{path}"), &[]).unwrap())
-    };
     let tcp = TrafficQuery::Tcp { host: "web".into(), port: 9000, sni: None };
     let hold = MeshConfig::default();
     let allow = MeshConfig { empty_subset: EmptySubset::Allow, ..MeshConfig::default() };
@@ -347,15 +348,16 @@ endpoints: [{addresses: [10.1.0.8], hostname: web-0}]
     }
 }
 
+fn status(text: &str, headers: &[&str]) -> Option<u32> {
+    let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
+    match ask(TrafficQuery::Http(Request::parse(text, &headers).unwrap())).outcome {
+        Outcome::Respond { status, .. } => Some(status),
+        _ => None,
+    }
+}
+
 #[test]
 fn a_request_that_envoy_rejects_is_answered_by_envoy() {
-    let status = |text: &str, headers: &[&str]| {
-        let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
-        match ask(TrafficQuery::Http(Request::parse(text, &headers).unwrap())).outcome {
-            Outcome::Respond { status, .. } => Some(status),
-            _ => None,
-        }
-    };
     assert_eq!(status("GET http://web/%00", &[]), Some(400));
     assert_eq!(status("GET http://web/", &["connection: upgrade", "upgrade: other"]), Some(403));
     assert_eq!(status("GET http://web/%01", &["connection: upgrade", "upgrade: websocket"]), None);

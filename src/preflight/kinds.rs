@@ -118,15 +118,18 @@ fn authorization(document: &Document, workloads: &Workloads) -> Vec<Finding> {
     policy(document, workloads, Level::Blocker, message)
 }
 
+fn is_strict(mode: Option<&Value>) -> bool {
+    mode.is_some_and(|mode| mode == "STRICT")
+}
+
 fn peer_authentication(
     document: &Document,
     documents: &[Document],
     workloads: &Workloads,
 ) -> Vec<Finding> {
-    let strict = |mode: Option<&Value>| mode.is_some_and(|mode| mode == "STRICT");
     let ports = document.at("/spec/portLevelMtls").and_then(Value::as_object);
-    let port = ports.into_iter().flatten().find(|(_, port)| strict(port.get("mode")));
-    let path = if strict(document.at("/spec/mtls/mode")) {
+    let port = ports.into_iter().flatten().find(|(_, port)| is_strict(port.get("mode")));
+    let path = if is_strict(document.at("/spec/mtls/mode")) {
         "spec.mtls.mode".to_owned()
     } else if let Some((port, _)) = port {
         format!("spec.portLevelMtls[{port}].mode")
@@ -157,12 +160,14 @@ fn with_own_mode(documents: &[Document], root_namespace: &str) -> BTreeSet<Strin
     own.map(|document| document.namespace().to_owned()).collect()
 }
 
+fn is_for_gateways(patch: &Value) -> bool {
+    patch.pointer("/match/context").is_some_and(|value| value == "GATEWAY")
+}
+
 fn envoy_filter(document: &Document, workloads: &Workloads) -> Vec<Finding> {
-    let for_gateways =
-        |patch: &Value| patch.pointer("/match/context").is_some_and(|value| value == "GATEWAY");
     let mut patches = document.items("/spec/configPatches").peekable();
     let refers = document.items("/spec/targetRefs").next().is_some();
-    if refers || patches.peek().is_none() || patches.all(for_gateways) {
+    if refers || patches.peek().is_none() || patches.all(is_for_gateways) {
         return Vec::new();
     }
     let selector = document.labels("/spec/workloadSelector/labels");
@@ -214,17 +219,19 @@ fn matters(warning: &Problem) -> bool {
     }
 }
 
+/// The names of gateways in a list, without that of the sidecars.
+fn named_in(list: Option<&Value>) -> impl Iterator<Item = &str> {
+    let names = list.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    names.filter(|name| *name != "mesh")
+}
+
 /// The gateways to which a VirtualService is bound.
 fn gateways_of(document: &Document) -> Option<Finding> {
-    let named = |list: Option<&Value>| -> Vec<String> {
-        let names = list.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        names.filter(|name| *name != "mesh").map(str::to_owned).collect()
-    };
-    let mut gateways: BTreeSet<String> = named(document.at("/spec/gateways")).into_iter().collect();
+    let mut gateways: BTreeSet<&str> = named_in(document.at("/spec/gateways")).collect();
     for list in ["/spec/http", "/spec/tls", "/spec/tcp"] {
         for route in document.items(list) {
             let matches = route.get("match").and_then(Value::as_array).into_iter().flatten();
-            gateways.extend(matches.flat_map(|item| named(item.get("gateways"))));
+            gateways.extend(matches.flat_map(|item| named_in(item.get("gateways"))));
         }
     }
     if gateways.is_empty() {

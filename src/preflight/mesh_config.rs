@@ -36,48 +36,51 @@ pub(super) fn check(document: &Document, root_namespace: &str) -> Vec<Finding> {
     let Some(text) = document.at("/data/mesh").and_then(Value::as_str) else {
         return Vec::new();
     };
-    let finding = |level, path: &str, message: String, advice: String| {
-        let path = format!("data.mesh: {path}");
-        document.finding(level, Concerns::Mesh(BTreeSet::new()), path, message, advice)
-    };
     let config = match yaml::documents(text.as_bytes()) {
         Ok(documents) => {
             documents.into_iter().next().map(|config| config.value).unwrap_or_default()
         }
         Err(error) => {
             let message = format!("is not YAML: {error}");
-            return vec![finding(Level::Difference, "", message, String::new())];
+            return vec![difference(document, "", &message)];
         }
-    };
-    let step = |path: &str, message: &str, flags: String| {
-        finding(Level::Step, path, message.to_owned(), format!("start weir with {flags}"))
     };
     let mut found = Vec::new();
     if config.pointer("/outboundTrafficPolicy/mode").is_some_and(|mode| mode == "REGISTRY_ONLY") {
-        let flags = "--outbound-policy registry-only".to_owned();
-        found.push(step("outboundTrafficPolicy.mode", "is REGISTRY_ONLY", flags));
+        let (path, flags) = ("outboundTrafficPolicy.mode", "--outbound-policy registry-only");
+        found.push(step(document, path, "is REGISTRY_ONLY", flags));
     }
     let root = config.get("rootNamespace").and_then(Value::as_str);
     if let Some(root) = root.filter(|root| !root.is_empty() && *root != "istio-system") {
         let flags = format!("--root-namespace {root}");
-        found.push(step("rootNamespace", &format!("is `{root}`"), flags));
+        found.push(step(document, "rootNamespace", &format!("is `{root}`"), &flags));
     }
     let selectors = config.get("discoverySelectors").and_then(Value::as_array);
     let flags: Vec<String> = selectors.into_iter().flatten().map(flag).collect();
     if !flags.is_empty() {
-        found.push(step(
-            "discoverySelectors",
-            "limits the namespaces that are read",
-            flags.join(" "),
-        ));
+        let message = "limits the namespaces that are read";
+        found.push(step(document, "discoverySelectors", message, &flags.join(" ")));
     }
     for field in NOT_READ {
         if config.get(field).is_some_and(is_set) {
-            let message = "is set, and weir does not read it".to_owned();
-            found.push(finding(Level::Difference, field, message, String::new()));
+            found.push(difference(document, field, "is set, and weir does not read it"));
         }
     }
     found
+}
+
+/// What weir has to be told by these flags.
+fn step(document: &Document, path: &str, message: &str, flags: &str) -> Finding {
+    finding(document, Level::Step, path, message, &format!("start weir with {flags}"))
+}
+
+fn difference(document: &Document, path: &str, message: &str) -> Finding {
+    finding(document, Level::Difference, path, message, "")
+}
+
+fn finding(document: &Document, level: Level, path: &str, message: &str, advice: &str) -> Finding {
+    let path = format!("data.mesh: {path}");
+    document.finding(level, Concerns::Mesh(BTreeSet::new()), path, message, advice)
 }
 
 fn is_set(value: &Value) -> bool {
@@ -99,11 +102,10 @@ fn flag(selector: &Value) -> String {
         .collect();
     let expressions = selector.get("matchExpressions").and_then(Value::as_array);
     for expression in expressions.into_iter().flatten() {
-        let text = |name: &str| expression.get(name).and_then(Value::as_str).unwrap_or_default();
         let values = expression.get("values").and_then(Value::as_array).into_iter().flatten();
         let values = values.filter_map(Value::as_str).collect::<Vec<_>>().join(",");
-        let key = text("key");
-        all.push(match text("operator") {
+        let key = expression["key"].as_str().unwrap_or_default();
+        all.push(match expression["operator"].as_str().unwrap_or_default() {
             "NotIn" => format!("{key} notin ({values})"),
             "Exists" => key.to_owned(),
             "DoesNotExist" => format!("!{key}"),

@@ -95,6 +95,11 @@ pub(crate) struct Finding {
 }
 
 impl Finding {
+    /// What findings of one level are sorted by.
+    fn place(&self) -> (&str, &str, &str, &str, &Concerns) {
+        (&self.namespace, &self.kind, &self.name, &self.path, &self.concerns)
+    }
+
     /// The object as it is printed.
     pub(crate) fn object(&self) -> String {
         if self.namespace.is_empty() {
@@ -133,13 +138,7 @@ pub(crate) fn check(documents: &[Document], root_namespace: &str, pods_known: bo
     let mut findings: Vec<Finding> =
         objects.flat_map(|document| kinds::check(document, documents, &workloads)).collect();
     findings.extend(workloads.findings());
-    findings.sort_by(|a, b| {
-        let place = |finding: &Finding| {
-            let object = (finding.namespace.clone(), finding.kind.clone(), finding.name.clone());
-            (object, finding.path.clone(), finding.concerns.clone())
-        };
-        b.level.cmp(&a.level).then_with(|| place(a).cmp(&place(b)))
-    });
+    findings.sort_by(|a, b| b.level.cmp(&a.level).then_with(|| a.place().cmp(&b.place())));
     let mut members: BTreeSet<String> = workloads.namespaces().map(str::to_owned).collect();
     members.extend(findings.iter().filter_map(|finding| match &finding.concerns {
         Concerns::Namespace(name) => Some(name.clone()),

@@ -192,22 +192,28 @@ fn what_works_differently_is_named_with_its_field() {
     }
 }
 
+fn peers(place: &str, mode: &str) -> String {
+    object(
+        "security.istio.io/v1",
+        "PeerAuthentication",
+        place,
+        &format!("{{mtls: {{mode: {mode}}}}}"),
+    )
+}
+
 #[test]
 fn a_namespace_with_a_mode_of_its_own_is_not_held_to_that_of_the_mesh() {
-    let peers = |place: &str, mode: &str| {
-        object(
-            "security.istio.io/v1",
-            "PeerAuthentication",
-            place,
-            &format!("{{mtls: {{mode: {mode}}}}}"),
-        )
-    };
     let strict = peers("istio-system/default", "STRICT");
     assert_eq!(
         verdicts(&(strict.clone() + &peers("shop/default", "PERMISSIVE"))),
         "bank: no; shop: yes"
     );
     assert_eq!(verdicts(&(strict + &peers("shop/default", "UNSET"))), "bank: no; shop: no");
+}
+
+fn about(report: &Report, path: &str) -> Vec<String> {
+    let found = report.about("shop").filter(|finding| finding.path.contains(path));
+    found.map(|finding| finding.message.clone()).collect::<Vec<_>>()
 }
 
 #[test]
@@ -220,11 +226,7 @@ fn ambient_mode_gateways_and_labels_of_pods_are_named_once_for_each_namespace() 
         })
         .collect();
     let report = check(&mesh(&tls), "istio-system", true);
-    let about = |path: &str| {
-        let found = report.about("shop").filter(|finding| finding.path.contains(path));
-        found.map(|finding| finding.message.clone()).collect::<Vec<_>>()
-    };
-    let labelled = about("tlsMode");
+    let labelled = about(&report, "tlsMode");
     assert!(
         labelled.len() == 1 && labelled[0].contains("(5 like it: api-1, api-2, api-3, ...)"),
         "{labelled:?}"
@@ -259,25 +261,27 @@ fn a_policy_counts_where_no_pod_is_known() {
     }
 }
 
+fn config(name: &str, text: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: istio-system}}\n\
+         data:\n  mesh: |\n    {}\n",
+        text.replace('\n', "\n    ")
+    )
+}
+
+fn advice(text: &str) -> Vec<(Level, String, String)> {
+    let report = check(&mesh(text), "istio-system", true);
+    let found = report.findings.iter().filter(|finding| finding.kind == "ConfigMap");
+    let found = found.map(|finding| (finding.level, finding.path.clone(), finding.advice.clone()));
+    found.collect::<Vec<_>>()
+}
+
+fn flags(path: &str, flags: &str) -> Vec<(Level, String, String)> {
+    vec![(Level::Step, format!("data.mesh: {path}"), format!("start weir with {flags}"))]
+}
+
 #[test]
 fn the_mesh_config_says_how_to_start_weir_and_what_it_does_not_read() {
-    let config = |name: &str, text: &str| {
-        format!(
-            "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: istio-system}}\n\
-             data:\n  mesh: |\n    {}\n",
-            text.replace('\n', "\n    ")
-        )
-    };
-    let advice = |text: &str| {
-        let report = check(&mesh(text), "istio-system", true);
-        let found = report.findings.iter().filter(|finding| finding.kind == "ConfigMap");
-        let found =
-            found.map(|finding| (finding.level, finding.path.clone(), finding.advice.clone()));
-        found.collect::<Vec<_>>()
-    };
-    let flags = |path: &str, flags: &str| {
-        vec![(Level::Step, format!("data.mesh: {path}"), format!("start weir with {flags}"))]
-    };
     assert_eq!(
         advice(&config("istio", "outboundTrafficPolicy:\n  mode: REGISTRY_ONLY")),
         flags("outboundTrafficPolicy.mode", "--outbound-policy registry-only")

@@ -52,6 +52,10 @@ impl<'a> Workload<'a> {
     fn namespace(&self) -> &'a str {
         self.document.namespace()
     }
+
+    fn has_label(&self, name: &str, value: &str) -> bool {
+        self.labels.get(name).is_some_and(|label| label == value)
+    }
 }
 
 /// The revision that injected a sidecar.
@@ -106,8 +110,8 @@ impl<'a> Workloads<'a> {
     pub(crate) fn selected(&self, document: &Document, selector: &Labels) -> Vec<Concerns> {
         let own = document.namespace();
         let everywhere = own == self.root_namespace;
-        let scope = |workload: &&Workload| everywhere || workload.namespace() == own;
-        let known = self.known || self.all.iter().any(|workload| scope(&workload));
+        let in_scope = self.all.iter().filter(|workload| everywhere || workload.namespace() == own);
+        let known = self.known || in_scope.clone().next().is_some();
         if selector.is_empty() || !known {
             let all = if everywhere {
                 Concerns::Mesh(BTreeSet::new())
@@ -116,11 +120,8 @@ impl<'a> Workloads<'a> {
             };
             return vec![all];
         }
-        let chosen = self
-            .all
-            .iter()
-            .filter(scope)
-            .filter(|workload| !workload.gateway && selects(selector, &workload.labels));
+        let chosen =
+            in_scope.filter(|workload| !workload.gateway && selects(selector, &workload.labels));
         let namespaces: BTreeSet<&str> = chosen.map(Workload::namespace).collect();
         namespaces.into_iter().map(|name| Concerns::Namespace(name.to_owned())).collect()
     }
@@ -130,12 +131,12 @@ impl<'a> Workloads<'a> {
         let mut found = Vec::new();
         for (name, namespace) in &self.labelled {
             let labels = namespace.labels("/metadata/labels");
-            let concerns = || Concerns::Namespace((*name).to_owned());
+            let concerns = Concerns::Namespace((*name).to_owned());
             if labels.get(DATAPLANE_MODE).is_some_and(|mode| mode == "ambient") {
                 let path = format!("metadata.labels[{DATAPLANE_MODE}]");
                 let message = "is `ambient`: its traffic goes through ztunnel, and weir configures sidecars only";
                 let advice = "give its pods sidecars first, or leave it with Istiod";
-                found.push(namespace.finding(Level::Blocker, concerns(), path, message, advice));
+                found.push(namespace.finding(Level::Blocker, concerns, path, message, advice));
             } else {
                 let label = if labels.contains_key(REVISION_LABEL) {
                     REVISION_LABEL
@@ -145,7 +146,7 @@ impl<'a> Workloads<'a> {
                 let path = format!("metadata.labels[{label}]");
                 let message = "has Istio inject its sidecars, which Istiod then configures";
                 let advice = "remove the label when the namespace moves";
-                found.push(namespace.finding(Level::Step, concerns(), path, message, advice));
+                found.push(namespace.finding(Level::Step, concerns, path, message, advice));
             }
         }
         let mut groups: BTreeMap<(&str, Group), Vec<&Workload>> = BTreeMap::new();
@@ -175,11 +176,10 @@ impl Group {
         if workload.gateway {
             return vec![Group::Gateway];
         }
-        let has = |label: &str, value: &str| workload.labels.get(label).is_some_and(|v| v == value);
         let mut groups = Vec::new();
-        groups.extend(has(DATAPLANE_MODE, "ambient").then_some(Group::Ambient));
+        groups.extend(workload.has_label(DATAPLANE_MODE, "ambient").then_some(Group::Ambient));
         groups.extend(workload.revision.clone().map(Group::Sidecar));
-        groups.extend(has(TLS_MODE, "istio").then_some(Group::TlsMode));
+        groups.extend(workload.has_label(TLS_MODE, "istio").then_some(Group::TlsMode));
         groups
     }
 

@@ -163,14 +163,17 @@ fn cluster_with_a_map_of_any_wrappers_and_durations() {
     );
 }
 
+fn proto_value(kind: value::Kind) -> ProtoValue {
+    ProtoValue { kind: Some(kind) }
+}
+
 fn metadata() -> Metadata {
-    let kind = |kind| ProtoValue { kind: Some(kind) };
-    let numbers = [0.5, 3.0].map(|number| kind(value::Kind::NumberValue(number)));
+    let numbers = [0.5, 3.0].map(|number| proto_value(value::Kind::NumberValue(number)));
     let list = envoy_types::pb::google::protobuf::ListValue { values: numbers.into() };
     let fields = [
-        ("z".to_owned(), kind(value::Kind::StringValue("last".into()))),
-        ("list".to_owned(), kind(value::Kind::ListValue(list))),
-        ("a".to_owned(), kind(value::Kind::NullValue(0))),
+        ("z".to_owned(), proto_value(value::Kind::StringValue("last".into()))),
+        ("list".to_owned(), proto_value(value::Kind::ListValue(list))),
+        ("a".to_owned(), proto_value(value::Kind::NullValue(0))),
     ];
     Metadata {
         filter_metadata: [("istio".to_owned(), Struct { fields: fields.into() })].into(),
@@ -244,10 +247,12 @@ fn route_configuration_omits_default_values() {
     );
 }
 
+fn packed(value: &[u8], url: &str) -> String {
+    any_to_json(url, value).unwrap().to_string()
+}
+
 #[test]
 fn any_contains_well_known_types_under_value_and_unknown_ones_as_base64() {
-    let packed = |value: &[u8], url: &str| any_to_json(url, value).unwrap().to_string();
-
     let wrapper = StringValue { value: "x".into() }.encode_to_vec();
     assert_eq!(
         packed(&wrapper, "type.googleapis.com/google.protobuf.StringValue"),
@@ -296,6 +301,11 @@ fn unknown_any_inside_a_message_does_not_hide_the_rest() {
     );
 }
 
+fn float(value: f32) -> Value {
+    let bytes = envoy_types::pb::google::protobuf::FloatValue { value }.encode_to_vec();
+    bytes_to_json("google.protobuf.FloatValue", &bytes).unwrap()
+}
+
 #[test]
 fn numbers_keep_their_shortest_form() {
     let load_balancing = cluster::CommonLbConfig {
@@ -303,10 +313,6 @@ fn numbers_keep_their_shortest_form() {
         ..Default::default()
     };
     assert_eq!(round_trip(&load_balancing), r#"{"healthyPanicThreshold":{"value":0.1}}"#);
-    let float = |value: f32| {
-        let bytes = envoy_types::pb::google::protobuf::FloatValue { value }.encode_to_vec();
-        bytes_to_json("google.protobuf.FloatValue", &bytes).unwrap()
-    };
     assert_eq!(float(0.1), json!(0.1));
     assert_eq!(float(3.0), json!(3));
     assert_eq!(float(f32::NAN), json!("NaN"));

@@ -67,7 +67,7 @@ impl Candidate {
                 Ok(false) => self.failure = None,
                 Err(error) => {
                     if self.failure.as_ref() != Some(&error) {
-                        tracing::warn!("status: Lease {NAME}: {error}; retrying");
+                        tracing::warn!(lease = NAME, error, "cannot acquire the lease; retrying");
                     }
                     self.failure = Some(error);
                 }
@@ -227,13 +227,16 @@ fn is_free(spec: Option<&LeaseSpec>, unchanged: Duration) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_lease_is_free_without_a_holder_or_when_it_was_not_renewed_in_its_time() {
-        let held = |holder: &str, seconds| LeaseSpec {
+    fn held(holder: &str, seconds: Option<i32>) -> LeaseSpec {
+        LeaseSpec {
             holder_identity: Some(holder.to_owned()),
             lease_duration_seconds: seconds,
             ..Default::default()
-        };
+        }
+    }
+
+    #[test]
+    fn a_lease_is_free_without_a_holder_or_when_it_was_not_renewed_in_its_time() {
         let second = Duration::from_secs(1);
         for (spec, unchanged, free) in [
             (None, 0, true),

@@ -18,6 +18,7 @@ use kube::Client;
 use kube::api::Api;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::admin::Admin;
 use crate::api::ObjectKey;
@@ -117,7 +118,7 @@ impl Replicas {
                 until = candidate.acquire() => until,
                 () = self.closing.cancelled() => return Ok(()),
             };
-            tracing::info!("status: this replica holds the Lease {namespace}/{}", lease::NAME);
+            tracing::info!(namespace, lease = lease::NAME, "this replica is elected");
             self.metrics.leader.set(1);
             let lost = self.hold(&mut candidate, until).await?;
             if let Some(issuer) = &self.issuer {
@@ -126,11 +127,16 @@ impl Replicas {
             self.metrics.leader.set(0);
             self.metrics.pending.set(0);
             self.metrics.unreachable.set(0);
-            let Some(why) = lost else {
+            let Some(reason) = lost else {
                 candidate.release().await;
                 return Ok(());
             };
-            tracing::warn!("status: this replica no longer writes: {why}");
+            tracing::warn!(
+                namespace,
+                lease = lease::NAME,
+                reason,
+                "this replica is no longer elected"
+            );
         }
     }
 
@@ -161,7 +167,10 @@ impl Replicas {
     /// Writes the status of objects while this replica is elected; waits for ever if it is not written.
     async fn write(&self, valid: watch::Receiver<tokio::time::Instant>) -> anyhow::Result<()> {
         match self.options.write {
-            true => writer::Writer::new(self, valid).run().await,
+            true => {
+                let span = tracing::info_span!("status_writer");
+                writer::Writer::new(self, valid).run().instrument(span).await
+            }
             false => std::future::pending().await,
         }
     }
@@ -190,15 +199,15 @@ pub(crate) fn answers<'a>(
     others: &'a [PeerAnswer],
     key: &ObjectKey,
 ) -> Vec<ReplicaAnswer<'a>> {
-    let other = |other: &'a PeerAnswer| ReplicaAnswer {
+    let own = ReplicaAnswer { replica: pod, summary: Ok(own) };
+    let others = others.iter().map(|other| ReplicaAnswer {
         replica: &other.name,
         summary: match &other.summaries {
             Ok(summaries) => Ok(summaries.get(key).map(Arc::as_ref)),
             Err(why) => Err(why.as_str()),
         },
-    };
-    let own = ReplicaAnswer { replica: pod, summary: Ok(own) };
-    std::iter::once(own).chain(others.iter().map(other)).collect()
+    });
+    std::iter::once(own).chain(others).collect()
 }
 
 /// Summarizes the state of this replica again and again, without using much of the processor for it.
@@ -229,11 +238,11 @@ impl Summaries {
         let mut summarizer = self.summarizer.take().unwrap_or_default();
         let (state, connected) = (published.state(), connections.list());
         // With many proxies that keeps a thread busy.
-        let work = move || {
+        let work = tokio::task::spawn_blocking(move || {
             let summaries = summarizer.summaries(&state, &connected);
             (summarizer, state, summaries)
-        };
-        let (summarizer, state, summaries) = tokio::task::spawn_blocking(work).await?;
+        });
+        let (summarizer, state, summaries) = work.await?;
         self.summarizer = Some(summarizer);
         // At most a fifth of the time.
         let now = Instant::now();

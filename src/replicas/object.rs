@@ -60,8 +60,8 @@ impl ApiObject {
 
     /// Resource versions of one resource are ordered as integers. Where they are not integers, what comes is new.
     fn is_newer_than(&self, version: &str) -> bool {
-        let number = |text: &str| text.parse::<u128>().ok();
-        number(&self.resource_version).zip(number(version)).is_none_or(|(new, known)| new > known)
+        let (new, known) = (version_number(&self.resource_version), version_number(version));
+        new.zip(known).is_none_or(|(new, known)| new > known)
     }
 
     /// Takes in the API's answer to a write of these conditions. The watch may have delivered something newer before the
@@ -71,8 +71,8 @@ impl ApiObject {
             return;
         }
         let written = Some((conditions.clone(), answer.own.clone()));
-        let number = |text: &str| text.parse::<u128>().ok();
-        let versions = number(&self.resource_version).zip(number(&answer.resource_version));
+        let known = version_number(&self.resource_version);
+        let versions = known.zip(version_number(&answer.resource_version));
         if versions.is_none_or(|(known, answered)| known <= answered) {
             *self = answer;
         }
@@ -92,9 +92,10 @@ impl ApiObject {
 
     /// How urgent it is to write these conditions; `None` if they are there already.
     pub(crate) fn difference(&self, wanted: &Conditions) -> Option<Urgency> {
-        let is_written =
-            |(last, made): &(Conditions, Vec<Value>)| last == wanted && *made == self.own;
-        if self.written.as_ref().is_some_and(is_written) {
+        if let Some((last, made)) = &self.written
+            && last == wanted
+            && *made == self.own
+        {
             return None;
         }
         let mut urgency = None;
@@ -102,19 +103,18 @@ impl ApiObject {
             let Some(there) = self.own(condition.kind) else {
                 return Some(Urgency::Now);
             };
-            let text = |name: &str| there.get(name).and_then(Value::as_str).unwrap_or_default();
             if generation(there) != Some(wanted.generation) && self.keeps_generation() {
                 return Some(Urgency::Now);
             }
-            let same_status = text("status") == condition.status.as_str();
+            let same_status = text(there, "status") == condition.status.as_str();
             // A proxy that has just connected does not have the object for a moment.
-            let unsettled = condition.kind == PROGRAMMED && text("status") == "True";
+            let unsettled = condition.kind == PROGRAMMED && text(there, "status") == "True";
             if !same_status && !unsettled {
                 return Some(Urgency::Now);
             }
             if !same_status
-                || text("reason") != condition.reason
-                || text("message") != condition.message
+                || text(there, "reason") != condition.reason
+                || text(there, "message") != condition.message
             {
                 urgency = Some(Urgency::Later);
             }
@@ -179,6 +179,15 @@ fn is_own(condition: &Value) -> bool {
     TYPES.iter().any(|kind| condition["type"] == *kind)
 }
 
+fn version_number(version: &str) -> Option<u128> {
+    version.parse().ok()
+}
+
+/// A field of a condition; empty if there is none.
+fn text<'a>(condition: &'a Value, field: &str) -> &'a str {
+    condition.get(field).and_then(Value::as_str).unwrap_or_default()
+}
+
 /// The generation of a condition. Istio's definitions also allow text.
 fn generation(condition: &Value) -> Option<i64> {
     let value = condition.get("observedGeneration")?;
@@ -202,13 +211,16 @@ mod tests {
     use crate::api::Kind;
     use crate::status::{Condition, ConditionStatus};
 
+    fn condition(
+        kind: &'static str,
+        status: ConditionStatus,
+        reason: &'static str,
+        message: &str,
+    ) -> Condition {
+        Condition { kind, status, reason, message: message.to_owned() }
+    }
+
     fn conditions(generation: i64, programmed: ConditionStatus, message: &str) -> Conditions {
-        let condition = |kind, status, reason, message: &str| Condition {
-            kind,
-            status,
-            reason,
-            message: message.to_owned(),
-        };
         Conditions {
             created: Some(1_767_225_600_000_000),
             generation,

@@ -447,17 +447,14 @@ mod tests {
 
     /// Names and counts of a replica's answer, or why it has none.
     fn answer(table: &PeerTable, now: Instant) -> Result<Vec<String>, Instant> {
-        let one = |answer: PeerAnswer| match answer.summaries {
+        let answers = table.answers(now)?.into_iter().map(|answer| match answer.summaries {
             Ok(all) => {
-                let text = |(key, summary): (&crate::api::ObjectKey, &Arc<_>)| {
-                    let summary: &crate::status::ObjectSummary = summary;
-                    format!("{}={}", key.name, summary.live)
-                };
-                format!("{}: {}", answer.name, all.iter().map(text).collect::<Vec<_>>().join(" "))
+                let all = all.iter().map(|(key, summary)| format!("{}={}", key.name, summary.live));
+                format!("{}: {}", answer.name, all.collect::<Vec<_>>().join(" "))
             }
             Err(why) => format!("{}: {why}", answer.name),
-        };
-        Ok(table.answers(now)?.into_iter().map(one).collect())
+        });
+        Ok(answers.collect())
     }
 
     #[test]

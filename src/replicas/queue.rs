@@ -148,16 +148,19 @@ impl Queue {
         self.entries.len()
     }
 
+    /// The object of this urgency that is due first, and when.
+    fn oldest(&self, urgency: Urgency) -> Option<(ObjectKey, Instant)> {
+        let all = self.entries.iter().filter(|(_, entry)| entry.urgency == urgency);
+        all.min_by_key(|(_, entry)| entry.due()).map(|(key, entry)| (key.clone(), entry.due()))
+    }
+
     /// What to do next. Takes a permit for what is to be written.
     pub(crate) fn next(&mut self, now: Instant) -> Next {
-        let oldest = |urgency: Urgency| {
-            let all = self.entries.iter().filter(|(_, entry)| entry.urgency == urgency);
-            all.min_by_key(|(_, entry)| entry.due()).map(|(key, entry)| (key.clone(), entry.due()))
-        };
         let any = self.all.next(now);
-        let urgent = oldest(Urgency::Now).map(|(key, due)| (key, due.max(any)));
-        let later =
-            oldest(Urgency::Later).map(|(key, due)| (key, due.max(any).max(self.later.next(now))));
+        let urgent = self.oldest(Urgency::Now).map(|(key, due)| (key, due.max(any)));
+        let later = self
+            .oldest(Urgency::Later)
+            .map(|(key, due)| (key, due.max(any).max(self.later.next(now))));
         // Both may be due; then the urgent one goes first.
         let first = match (urgent, later) {
             (Some((key, at)), Some((_, other))) if at <= now || at <= other => {

@@ -1,6 +1,7 @@
 //! Writes the status of objects while this replica is elected.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::ready;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -245,8 +246,11 @@ impl<'a> Writer<'a> {
             }
             ObjectEvent::Deleted(key) => return self.forget(&key),
             ObjectEvent::Failed(failure) => {
-                let what = format!("{} cannot be watched", kind.plural());
-                return self.complain(kind, &what, &failure);
+                if self.is_new_failure(kind, &failure) {
+                    let (kind, error) = (kind.plural(), failure.text);
+                    tracing::warn!(kind, error, "cannot watch objects; retrying");
+                }
+                return;
             }
         }
         self.schedule();
@@ -260,11 +264,9 @@ impl<'a> Writer<'a> {
         self.wanted.remove(key);
     }
 
-    /// Logs a failure, unless the last one of this kind was the same.
-    fn complain(&mut self, kind: Kind, what: &str, failure: &Failure) {
-        if self.failures.insert(kind, failure.code) != Some(failure.code) {
-            tracing::warn!("status: {what}: {}; retrying", failure.text);
-        }
+    /// Whether a failure differs from the last one of this kind; only such failures are logged.
+    fn is_new_failure(&mut self, kind: Kind, failure: &Failure) -> bool {
+        self.failures.insert(kind, failure.code) != Some(failure.code)
     }
 
     /// Compares what the status of every object should be with what it is.
@@ -366,12 +368,14 @@ impl<'a> Writer<'a> {
                 if let Some(object) = of.and_then(|of| of.objects.get_mut(&key)) {
                     object.wrote(&conditions, ApiObject::read(&answer));
                 }
+                tracing::debug!(object = %key, "wrote the status of an object");
                 self.wanted.remove(&key);
                 self.queue.clear(&key);
                 self.failures.remove(&key.kind);
                 metrics.pending.set(i64::try_from(self.queue.len()).unwrap_or(i64::MAX));
             }
             Err(WriteError::Conflict) => {
+                tracing::debug!(object = %key, "the object has changed; its status is evaluated again");
                 // The watch has delivered the change, or is about to.
                 self.queue.failed(&key, Instant::now());
                 if delivered {
@@ -381,8 +385,10 @@ impl<'a> Writer<'a> {
             Err(WriteError::Failed(failure)) => {
                 metrics.errors.inc();
                 self.queue.failed(&key, Instant::now());
-                let what = format!("the status of {key} cannot be written");
-                self.complain(key.kind, &what, &failure);
+                if self.is_new_failure(key.kind, &failure) {
+                    let error = failure.text;
+                    tracing::warn!(object = %key, error, "cannot write the status of an object; retrying");
+                }
             }
         }
     }
@@ -452,35 +458,39 @@ fn watched(
         None => Api::all_with(client.clone(), &resource),
     };
     let config = watcher::Config::default().page_size(500);
-    let key = move |object: &DynamicObject| {
-        ObjectKey::new(kind, &object.namespace().unwrap_or_default(), &object.name_any())
-    };
-    let found = move |object: DynamicObject| {
-        ObjectEvent::Found(key(&object), Box::new(ApiObject::read(&object)))
-    };
-    let event = move |event| {
-        let event = match event {
-            Ok(watcher::Event::Init) => ObjectEvent::Init(resource.clone()),
-            Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => found(object),
-            Ok(watcher::Event::InitDone) => ObjectEvent::Listed,
-            Ok(watcher::Event::Delete(object)) => ObjectEvent::Deleted(key(&object)),
-            // The watcher lists anew by itself, or resumes.
-            Err(watcher::Error::WatchError(status)) if status.code == 410 => return None,
-            Err(watcher::Error::WatchFailed(_)) => return None,
-            Err(
-                watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error),
-            ) => ObjectEvent::Failed((&error).into()),
-            Err(watcher::Error::WatchError(status)) => {
-                ObjectEvent::Failed(Failure { code: status.code, text: status.message })
-            }
-            Err(error @ watcher::Error::NoResourceVersion) => {
-                ObjectEvent::Failed(Failure { code: 0, text: error.to_string() })
-            }
-        };
-        Some(event)
-    };
     let events = watcher(api, config).default_backoff();
-    events.filter_map(move |item| std::future::ready(event(item))).boxed()
+    events.filter_map(move |event| ready(object_event(kind, &resource, event))).boxed()
+}
+
+/// An event of the watcher in the writer's terms; `None` if the watcher resumes or lists anew by itself.
+fn object_event(
+    kind: Kind,
+    resource: &ApiResource,
+    event: Result<watcher::Event<DynamicObject>, watcher::Error>,
+) -> Option<ObjectEvent> {
+    Some(match event {
+        Ok(watcher::Event::Init) => ObjectEvent::Init(resource.clone()),
+        Ok(watcher::Event::InitApply(object) | watcher::Event::Apply(object)) => {
+            ObjectEvent::Found(key_of(kind, &object), Box::new(ApiObject::read(&object)))
+        }
+        Ok(watcher::Event::InitDone) => ObjectEvent::Listed,
+        Ok(watcher::Event::Delete(object)) => ObjectEvent::Deleted(key_of(kind, &object)),
+        Err(watcher::Error::WatchError(status)) if status.code == 410 => return None,
+        Err(watcher::Error::WatchFailed(_)) => return None,
+        Err(watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error)) => {
+            ObjectEvent::Failed((&error).into())
+        }
+        Err(watcher::Error::WatchError(status)) => {
+            ObjectEvent::Failed(Failure { code: status.code, text: status.message })
+        }
+        Err(error @ watcher::Error::NoResourceVersion) => {
+            ObjectEvent::Failed(Failure { code: 0, text: error.to_string() })
+        }
+    })
+}
+
+fn key_of(kind: Kind, object: &DynamicObject) -> ObjectKey {
+    ObjectKey::new(kind, &object.namespace().unwrap_or_default(), &object.name_any())
 }
 
 #[cfg(test)]

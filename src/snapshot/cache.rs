@@ -222,7 +222,9 @@ impl Owner {
     }
 
     fn publish(&mut self, mesh: Mesh, revision: MeshRevision) {
-        let change = self.builder.publish(mesh, revision, Some(Instant::now()));
+        let _span = tracing::debug_span!("publish", revision = revision.get()).entered();
+        let begun = Instant::now();
+        let change = self.builder.publish(mesh, revision, Some(begun));
         let Some(mesh) = self.builder.mesh().cloned() else {
             return;
         };
@@ -236,6 +238,13 @@ impl Owner {
                 connected.scope.as_ref().and_then(|scope| self.builder.snapshot_of(scope));
             connected.sender.send_replace(snapshot);
         }
+        tracing::debug!(
+            proxies = self.proxies.len(),
+            scopes = self.builder.scopes(),
+            parts = self.builder.parts(),
+            seconds = begun.elapsed().as_secs_f64(),
+            "published the snapshots"
+        );
     }
 }
 

@@ -42,13 +42,12 @@ impl OutputValidator {
     }
 
     fn report(&mut self, resource: String, object: Option<&ObjectKey>, reason: String) {
-        match object {
-            Some(object) => tracing::error!(
-                "{resource}: omitted because Envoy would reject it: {reason} (by \
-                {object})"
-            ),
-            None => tracing::error!("{resource}: omitted because Envoy would reject it: {reason}"),
-        }
+        tracing::error!(
+            resource,
+            object = object.map(tracing::field::display),
+            reason,
+            "omitted a resource that Envoy would reject"
+        );
         self.0.push(OmittedResource { resource, object: object.cloned(), reason });
     }
 

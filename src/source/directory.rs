@@ -131,7 +131,7 @@ pub(crate) async fn watch(
     {
         Ok((events, wakes)) => (Some(events), Some(wakes)),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "inotify is unavailable; polling all files every second");
+            tracing::warn!(folder = %path.display(), %error, "inotify is unavailable; polling all files every second");
             (None, None)
         }
     };
@@ -377,8 +377,8 @@ impl DirectoryWatcher {
         let limit_hit = self.events.as_ref().is_some_and(InotifyWatcher::limit_hit);
         if limit_hit && !self.warned {
             self.warned = true;
-            let path = self.root.display();
-            tracing::warn!(%path, "the limit of inotify watches is reached; polling all files every second");
+            let folder = self.root.display();
+            tracing::warn!(%folder, "the limit of inotify watches is reached; polling all files every second");
         }
         limit_hit || self.events.is_none()
     }

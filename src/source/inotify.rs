@@ -164,7 +164,7 @@ impl InotifyWatcher {
             }
             Err(error) => {
                 self.limit_hit |= matches!(error, Errno::ENOSPC | Errno::ENOMEM);
-                tracing::debug!(folder = %folder.display(), %error, "cannot watch");
+                tracing::debug!(folder = %folder.display(), %error, "cannot watch a folder");
                 None
             }
         }
@@ -241,7 +241,7 @@ impl InotifyWatcher {
     fn record(&mut self, event: InotifyEvent) {
         let InotifyEvent { wd, mask, cookie, name } = event;
         if mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-            tracing::warn!("the inotify queue overflowed; scanning all files");
+            tracing::warn!("the queue of inotify overflowed; scanning all files instead");
             self.writing.clear();
             self.rescan = true;
             return;

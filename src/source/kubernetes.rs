@@ -412,7 +412,7 @@ fn list_namespace(client: &Client, request: NamespaceRequest) -> BoxStream<'stat
         });
         let kinds = futures::future::try_join_all(kinds).await;
         if let Err(reason) = &kinds {
-            tracing::warn!("namespace {namespace}: cannot be listed, retrying: {reason}");
+            tracing::warn!(%namespace, error = reason, "cannot list a namespace; retrying");
             tokio::time::sleep(LIST_RETRY.mul_f64(jitter())).await;
         }
         Item::Listed(NamespaceListing { namespace, ticket, kinds })

@@ -20,6 +20,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tracing::field::DisplayValue;
+
 use crate::api::{Object, ObjectError, ObjectKey, Problem, References};
 
 /// The origin of an object, for messages.
@@ -34,6 +36,13 @@ pub enum Origin {
     },
     /// The Kubernetes API.
     Cluster,
+}
+
+impl Origin {
+    /// The file and line, if there are any, as a field of the log.
+    pub(crate) fn file(&self) -> Option<DisplayValue<&Self>> {
+        matches!(self, Self::File { .. }).then(|| tracing::field::display(self))
+    }
 }
 
 impl fmt::Display for Origin {

@@ -248,12 +248,12 @@ impl Merged {
     /// The proxies in a state, of which there are `count`.
     fn named(&self, state: ObjectState, count: usize, with_reason: bool) -> String {
         let proxies = self.missing.iter().filter(|missing| missing.state == state).take(NAMED);
-        let name = |missing: &MissingProxy| match missing.reason.as_str() {
+        let names = proxies.map(|missing| match missing.reason.as_str() {
             "" => missing.proxy.clone(),
             _ if !with_reason => missing.proxy.clone(),
             reason => format!("{} ({})", missing.proxy, quoted(reason)),
-        };
-        listed(&proxies.map(name).collect::<Vec<_>>(), count, ", ")
+        });
+        listed(&names.collect::<Vec<_>>(), count, ", ")
     }
 
     /// How many proxies have the object, and why the others do not.

@@ -12,7 +12,7 @@ pub(crate) use conditions::{Condition, ConditionStatus};
 pub(crate) use conditions::{
     Conditions, Liveness, PROGRAMMED, ReplicaAnswer, TYPES, conditions, liveness,
 };
-pub(crate) use published::{ActiveObject, ObjectVersion, Published, State};
+pub(crate) use published::{ObjectVersion, Published, State};
 pub(crate) use report::{
     DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, WeightedRoute, object,
     proxies, splits, weighted,

@@ -95,9 +95,10 @@ impl Published {
         let mut state = self.lock();
         // Taken out of the state so that it is changed in place unless a reader still holds it.
         let mut active = std::mem::take(&mut state.active);
-        let ours =
-            |key: &&ObjectKey| matches!(key.kind, Kind::VirtualService | Kind::DestinationRule);
-        for key in dirty.iter().filter(ours) {
+        let with_status = dirty
+            .iter()
+            .filter(|key| matches!(key.kind, Kind::VirtualService | Kind::DestinationRule));
+        for key in with_status {
             let all = Arc::make_mut(&mut active);
             match store.get(key) {
                 Some(entry) => {
@@ -111,14 +112,13 @@ impl Published {
             };
         }
         // Holding back or releasing a change alters the active state just as an edit does.
-        let moved = |a: &[HeldChange], b: &[HeldChange]| -> BTreeSet<ObjectKey> {
-            let only_here = a.iter().filter(|change| !b.contains(change));
-            only_here
-                .flat_map(|change| change.roots.iter().chain([&change.object]))
-                .cloned()
-                .collect()
-        };
-        let objects = &moved(&state.held, &held) | &moved(&held, &state.held);
+        let released = state.held.iter().filter(|change| !held.contains(change));
+        let added = held.iter().filter(|change| !state.held.contains(change));
+        let objects: BTreeSet<ObjectKey> = released
+            .chain(added)
+            .flat_map(|change| change.roots.iter().chain([&change.object]))
+            .cloned()
+            .collect();
         if !objects.is_empty() {
             let all = Arc::make_mut(&mut active).iter_mut();
             all.filter(|(key, _)| objects.contains(*key))

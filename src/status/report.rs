@@ -9,7 +9,6 @@ use crate::api::{Destination, HttpRouteDestination, Kind, ObjectKey, RouteDestin
 use crate::mesh::{Mesh, Scope, ScopeView, VirtualService, resolve};
 use crate::revision::MeshRevision;
 use crate::xds::connections::ProxyStatus;
-use crate::xds::stream::HeldResource;
 
 /// A proxy and its scope.
 #[derive(Clone, Debug)]
@@ -105,7 +104,7 @@ pub(crate) struct DestinationShare {
 
 /// All proxies, with their scopes.
 pub(crate) fn proxies(state: &State, connected: &[ProxyStatus]) -> Vec<ProxyReport> {
-    let report = |status: &ProxyStatus| ProxyReport {
+    let reports = connected.iter().map(|status| ProxyReport {
         namespace: status.proxy.namespace.clone(),
         pod: status.proxy.name.clone(),
         scope: state
@@ -114,8 +113,8 @@ pub(crate) fn proxies(state: &State, connected: &[ProxyStatus]) -> Vec<ProxyRepo
             .map(|mesh| scope_name(&mesh.scope(&status.proxy)))
             .unwrap_or_default(),
         status: status.clone(),
-    };
-    connected.iter().map(report).collect()
+    });
+    reports.collect()
 }
 
 /// A short name for a scope: its namespace, or `*` for one that no object names, and a hash.
@@ -210,9 +209,7 @@ pub(super) fn verdict(
             let reason = format!("{} {}: {}", rejected.kind, rejected.name, rejected.message);
             return ProxyObjectState { id, state: ObjectState::Rejected, reason };
         }
-        let is_held = |item: &&HeldResource| item.objects.contains(key);
-        let held = status.held.iter().find(is_held);
-        return match held {
+        return match status.held.iter().find(|item| item.objects.contains(key)) {
             Some(held) => {
                 let reason = format!("cluster {} does not exist", held.missing_cluster);
                 ProxyObjectState { id, state: ObjectState::Held, reason }
@@ -290,10 +287,12 @@ pub(crate) fn weighted(state: &State, key: &ObjectKey) -> Vec<WeightedRoute> {
     let Some(mesh) = &state.mesh else {
         return Vec::new();
     };
-    let is_part =
-        |item: &&Arc<VirtualService>| item.key == *key || item.http().any(|http| *http.key == *key);
-    let active = mesh.virtual_services.iter().filter(is_part).map(|item| (&item.key, item));
-    let active: BTreeMap<&ObjectKey, &Arc<VirtualService>> = active.collect();
+    let parts = mesh
+        .virtual_services
+        .iter()
+        .filter(|item| item.key == *key || item.http().any(|http| *http.key == *key));
+    let active: BTreeMap<&ObjectKey, &Arc<VirtualService>> =
+        parts.map(|item| (&item.key, item)).collect();
     let wanted = state.wanted.iter().filter(|item| active.contains_key(&item.key));
     let routes = wanted.flat_map(|item| {
         let routes = weighted_routes(item, &active, &mesh.config.domain);
@@ -319,26 +318,31 @@ pub(crate) fn weighted_routes(
             found.push(WeightedRoute { defined_in, field, name, shares });
         }
     }
-    let plain = |list: &[RouteDestination]| -> Vec<HttpRouteDestination> {
-        let entry = |item: &RouteDestination| HttpRouteDestination {
-            destination: item.destination.clone(),
-            weight: item.weight,
-            headers: None,
-        };
-        list.iter().map(entry).collect()
-    };
-    let own = &wanted.key;
-    let stream = |want: &[RouteDestination], have: &[RouteDestination], field: String| {
-        let shares = shares(&plain(want), &plain(have), &own.namespace, domain)?;
-        Some(WeightedRoute { defined_in: own.clone(), field, name: String::new(), shares })
-    };
-    for (n, (want, have)) in wanted.tcp().zip(effective.tcp()).enumerate() {
-        found.extend(stream(want.destinations, have.destinations, format!("spec.tcp[{n}]")));
-    }
-    for (n, (want, have)) in wanted.tls().zip(effective.tls()).enumerate() {
-        found.extend(stream(want.destinations, have.destinations, format!("spec.tls[{n}]")));
+    let tcp = wanted.tcp().zip(effective.tcp()).enumerate();
+    let tcp = tcp
+        .map(|(n, (want, have))| (format!("spec.tcp[{n}]"), want.destinations, have.destinations));
+    let tls = wanted.tls().zip(effective.tls()).enumerate();
+    let tls = tls
+        .map(|(n, (want, have))| (format!("spec.tls[{n}]"), want.destinations, have.destinations));
+    let (defined_in, name) = (&wanted.key, String::new());
+    for (field, want, have) in tcp.chain(tls) {
+        let (want, have) = (without_headers(want), without_headers(have));
+        if let Some(shares) = shares(&want, &have, &defined_in.namespace, domain) {
+            let (defined_in, name) = (defined_in.clone(), name.clone());
+            found.push(WeightedRoute { defined_in, field, name, shares });
+        }
     }
     found
+}
+
+/// Destinations of connections in the form of those of requests.
+fn without_headers(destinations: &[RouteDestination]) -> Vec<HttpRouteDestination> {
+    let destinations = destinations.iter().map(|item| HttpRouteDestination {
+        destination: item.destination.clone(),
+        weight: item.weight,
+        headers: None,
+    });
+    destinations.collect()
 }
 
 /// `None` for a route with a single destination and nothing held back.
@@ -357,15 +361,17 @@ fn shares(
             all.push(to);
         }
     }
-    let percent = |list: &[HttpRouteDestination], to: &Destination| {
-        (share_of(list, Some(to)) * 10_000.0).round() / 100.0
-    };
-    let entry = |to: &&Destination| DestinationShare {
+    let shares = all.into_iter().map(|to| DestinationShare {
         host: resolve(&to.host, namespace, domain).to_string(),
         subset: to.subset.clone(),
         port: to.port.map_or(0, |port| port.number),
         wanted: percent(wanted, to),
         effective: percent(effective, to),
-    };
-    Some(all.iter().map(entry).collect())
+    });
+    Some(shares.collect())
+}
+
+/// The share of a destination in percent, rounded to hundredths.
+fn percent(list: &[HttpRouteDestination], to: &Destination) -> f64 {
+    (share_of(list, Some(to)) * 10_000.0).round() / 100.0
 }

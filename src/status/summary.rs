@@ -76,7 +76,7 @@ impl Summarizer {
                 held.entry(object).or_default().push(change.to_string());
             }
         }
-        let summary = |(key, active): (&ObjectKey, &super::ActiveObject)| {
+        let summaries = state.active.iter().map(|(key, active)| {
             let mut held_changes = held.remove(key).unwrap_or_default();
             held_changes.truncate(NAMED);
             let mut summary =
@@ -86,8 +86,8 @@ impl Summarizer {
             }
             sort_missing(&mut summary);
             (key.clone(), Arc::new(summary))
-        };
-        state.active.iter().map(summary).collect()
+        });
+        summaries.collect()
     }
 
     fn scopes<'a>(
@@ -191,10 +191,13 @@ fn add_proxy(
         ObjectState::Held => summary.held += 1,
         ObjectState::Lagging => {}
     }
-    let worst = |proxy: &MissingProxy| severity(proxy.state) < severity(verdict.state);
     if summary.missing.len() >= NAMED {
         // One that rejected it says more than one that is on its way.
-        let Some(place) = summary.missing.iter().rposition(worst) else { return };
+        let less_severe = summary
+            .missing
+            .iter()
+            .rposition(|proxy| severity(proxy.state) < severity(verdict.state));
+        let Some(place) = less_severe else { return };
         summary.missing.remove(place);
     }
     let proxy = format!("{}/{}", status.proxy.namespace, status.proxy.name);

@@ -140,10 +140,10 @@ fn rejecting(pod: &str, reached: u64) -> ProxyStatus {
 
 /// Type, status and reason of each condition, and its message.
 fn texts(conditions: &Conditions) -> Vec<String> {
-    let text = |item: &Condition| {
+    let texts = conditions.list.iter().map(|item| {
         format!("{}={} {}: {}", item.kind, item.status.as_str(), item.reason, item.message)
-    };
-    conditions.list.iter().map(text).collect()
+    });
+    texts.collect()
 }
 
 fn decide(
@@ -156,6 +156,10 @@ fn decide(
         ReplicaAnswer { replica: "weir-1", summary: other },
     ];
     texts(&conditions(&world.published.state(), &web(), &answers).unwrap())
+}
+
+fn count(report: &ObjectReport, state: ObjectState) -> usize {
+    report.proxies.iter().filter(|proxy| proxy.state == state).count()
 }
 
 #[test]
@@ -180,10 +184,9 @@ fn summaries_say_what_the_report_of_one_object_says() {
         assert_eq!(all.len(), 2);
         for (key, summary) in all {
             let report = object(&state, &connected, &key).unwrap();
-            let count = |state| report.proxies.iter().filter(|proxy| proxy.state == state).count();
             assert_eq!(summary.in_scope, report.proxies.len(), "{key}");
-            assert_eq!(summary.live, count(ObjectState::Live), "{key}");
-            assert_eq!(summary.rejected, count(ObjectState::Rejected), "{key}");
+            assert_eq!(summary.live, count(&report, ObjectState::Live), "{key}");
+            assert_eq!(summary.rejected, count(&report, ObjectState::Rejected), "{key}");
             assert_eq!(summary.version.generation, report.generation, "{key}");
             assert_eq!(super::summary(&state, &connected, &key).as_ref(), Some(&*summary));
         }
@@ -330,18 +333,22 @@ fn warnings_about_an_accepted_object_are_shown() {
     assert!(texts(&found)[0].starts_with("Accepted=True Accepted: spec.htp: "), "{found:?}");
 }
 
+fn shown(
+    world: &World,
+    own: &ObjectSummary,
+    other: Result<Option<&ObjectSummary>, &str>,
+) -> Liveness {
+    let answers = [
+        ReplicaAnswer { replica: "weir-0", summary: Ok(Some(own)) },
+        ReplicaAnswer { replica: "weir-1", summary: other },
+    ];
+    liveness(&world.published.state(), &web(), &answers).unwrap()
+}
+
 #[test]
 fn an_object_is_live_where_it_is_programmed_and_otherwise_it_is_said_what_is_missing() {
     let mut world = World::new();
     let [all, lagging] = [1, 0].map(|acked| world.summary(&[proxy("shop", "a", acked)]));
-    let shown =
-        |world: &World, own: &ObjectSummary, other: Result<Option<&ObjectSummary>, &str>| {
-            let answers = [
-                ReplicaAnswer { replica: "weir-0", summary: Ok(Some(own)) },
-                ReplicaAnswer { replica: "weir-1", summary: other },
-            ];
-            liveness(&world.published.state(), &web(), &answers).unwrap()
-        };
     let found = shown(&world, &all, Ok(Some(&all)));
     assert!(found.live && found.missing.is_empty() && found.missing_replicas.is_empty());
     assert_eq!((found.proxies, found.live_proxies, found.generation), (2, 2, 1));

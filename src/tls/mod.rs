@@ -252,17 +252,18 @@ mod tests {
         assert!((86_390..=86_400).contains(&left), "{left}");
     }
 
+    fn error(certificate: &str, key: &str) -> String {
+        ServedCertificate::read(certificate.as_bytes(), key.as_bytes()).unwrap_err().to_string()
+    }
+
     #[test]
     fn what_cannot_be_served_says_which_file_is_wrong_and_never_shows_a_key() {
         let now = SystemTime::now();
         let [a, b] = [0, 1].map(|_| issue(&names(), now, DAY).unwrap().certificate);
-        let read = |certificate: &str, key: &str| {
-            ServedCertificate::read(certificate.as_bytes(), key.as_bytes()).unwrap_err().to_string()
-        };
-        assert!(read(&a.certificate, &b.key).starts_with("tls.key does not fit tls.crt"));
-        assert_eq!(read("", &a.key), "tls.crt is not a PEM file with a certificate");
-        assert_eq!(read(&a.certificate, "x"), "tls.key is not a PEM file with a private key");
-        assert_eq!(read(&a.key, &a.key), "tls.crt is not a PEM file with a certificate");
+        assert!(error(&a.certificate, &b.key).starts_with("tls.key does not fit tls.crt"));
+        assert_eq!(error("", &a.key), "tls.crt is not a PEM file with a certificate");
+        assert_eq!(error(&a.certificate, "x"), "tls.key is not a PEM file with a private key");
+        assert_eq!(error(&a.key, &a.key), "tls.crt is not a PEM file with a certificate");
         assert!(!format!("{a:?}").contains("PRIVATE"), "{a:?}");
     }
 

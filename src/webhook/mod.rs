@@ -145,7 +145,7 @@ impl Webhook {
     fn serve(&self, certificate: ServedCertificate) {
         let until = certificate.valid_until;
         if self.presented.present(certificate) {
-            tracing::info!("webhook: serving a certificate that is valid until {until}");
+            tracing::info!(valid_until = %until, "serving a new certificate");
         }
         self.metrics.expiry.set(until.as_second());
         self.resolve(Reporter::Certificate);
@@ -156,7 +156,7 @@ impl Webhook {
     fn report(&self, reporter: Reporter, problem: String) {
         let mut problems = self.problems.lock();
         if problems.get(&reporter) != Some(&problem) {
-            tracing::warn!("webhook: {problem}");
+            tracing::warn!(?reporter, reason = problem, "the webhook has a problem");
             problems.insert(reporter, problem);
             self.publish(&problems);
         }

@@ -127,11 +127,14 @@ pub(super) enum Verdict {
 }
 
 /// Adds what the API server adds to the object after the review.
+fn is_empty(value: Option<&Value>) -> bool {
+    value.and_then(Value::as_str).is_none_or(str::is_empty)
+}
+
 fn complete(document: &mut Value, namespace: &str) {
     let Some(metadata) = document.get_mut("metadata").and_then(Value::as_object_mut) else {
         return;
     };
-    let is_empty = |value: Option<&Value>| value.and_then(Value::as_str).is_none_or(str::is_empty);
     if is_empty(metadata.get("namespace")) && !namespace.is_empty() {
         metadata.insert("namespace".to_owned(), namespace.into());
     }
@@ -173,14 +176,14 @@ pub(super) fn warnings(
     key: &ObjectKey,
     parsed: &Parsed,
 ) -> Vec<String> {
-    let located = |problem: &api::Problem| LocatedProblem {
-        origin: Origin::Cluster,
-        problem: problem.clone(),
-    };
+    let warnings = parsed
+        .warnings
+        .iter()
+        .map(|problem| LocatedProblem { origin: Origin::Cluster, problem: problem.clone() });
     let event = SourceEvent::Apply {
         object: Arc::new(parsed.object.clone()),
         origin: Origin::Cluster,
-        warnings: parsed.warnings.iter().map(located).collect(),
+        warnings: warnings.collect(),
     };
     store.apply(event, &mut BTreeSet::new());
     texts(key, analyze::analyze_object(&store, config, key))
@@ -188,12 +191,11 @@ pub(super) fn warnings(
 
 fn texts(key: &ObjectKey, findings: Vec<Finding>) -> Vec<String> {
     let shown = findings.into_iter().filter(|finding| finding.code.severity >= Severity::Warning);
-    let text = |finding: Finding| {
-        let Finding { code, path, message, advice, .. } = finding;
+    let texts = shown.map(|Finding { code, path, message, advice, .. }| {
         let problem = api::Problem::new(path, message, advice);
         shortened(&format!("{key}: {problem} ({})", code.id), MAX_WARNING)
-    };
-    let mut texts: Vec<String> = shown.map(text).collect();
+    });
+    let mut texts: Vec<String> = texts.collect();
     if texts.len() > MAX_WARNINGS {
         let more = texts.len() - (MAX_WARNINGS - 1);
         texts.truncate(MAX_WARNINGS - 1);
@@ -263,10 +265,12 @@ mod tests {
         }
     }
 
+    fn judge(operation: &str, object: Value) -> String {
+        judged(&Selection::default(), None, request(operation, object))
+    }
+
     #[test]
     fn an_invalid_object_is_refused_with_its_name_and_field() {
-        let judge =
-            |operation, object| judged(&Selection::default(), None, request(operation, object));
         for operation in ["CREATE", "UPDATE"] {
             assert_eq!(judge(operation, virtual_service(json!({}), 5)), "+");
             let why = judge(operation, virtual_service(json!({}), -5));
@@ -282,7 +286,6 @@ mod tests {
 
     #[test]
     fn what_weir_does_not_read_is_not_reviewed() {
-        let judge = |object| judged(&Selection::default(), None, request("CREATE", object));
         for (api_version, kind) in [
             ("networking.istio.io/v1", "Gateway"),
             ("networking.istio.io/v1", "VirtualServise"),
@@ -292,7 +295,7 @@ mod tests {
             let mut object = virtual_service(json!({}), -5);
             object["apiVersion"] = json!(api_version);
             object["kind"] = json!(kind);
-            assert_eq!(judge(object), "-", "{api_version} {kind}");
+            assert_eq!(judge("CREATE", object), "-", "{api_version} {kind}");
         }
         let selection = Selection { revision: Some("weir".into()), ..Default::default() };
         for (label, is_reviewed) in [("weir", true), ("stable", false)] {

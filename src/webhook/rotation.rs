@@ -70,11 +70,8 @@ impl Wanted {
         now: SystemTime,
     ) -> Result<Step, CertificateError> {
         let authorities = still_valid(&contents.authorities, now);
-        let usable = |pair: &Option<KeyedCertificate>| {
-            let served = pair.as_ref().and_then(|pair| ServedCertificate::of(pair).ok())?;
-            served.is_accepted(&authorities, &self.names, now).then_some(served)
-        };
-        let (current, next) = (usable(&contents.current), usable(&contents.next));
+        let current = self.usable(contents.current.as_ref(), &authorities, now);
+        let next = self.usable(contents.next.as_ref(), &authorities, now);
         Ok(match (current, next) {
             // Nobody can use the webhook, so nothing gets worse.
             (None, None) => {
@@ -110,6 +107,17 @@ impl Wanted {
                 Step::Write(Contents { current: contents.next.clone(), next: None, authorities })
             }
         })
+    }
+
+    /// The certificate, if clients that know the authorities accept it.
+    fn usable(
+        &self,
+        pair: Option<&KeyedCertificate>,
+        authorities: &str,
+        now: SystemTime,
+    ) -> Option<ServedCertificate> {
+        let served = pair.and_then(|pair| ServedCertificate::of(pair).ok())?;
+        served.is_accepted(authorities, &self.names, now).then_some(served)
     }
 
     fn issue(&self, now: SystemTime) -> Result<IssuedCertificate, CertificateError> {

@@ -68,38 +68,43 @@ pub(crate) struct StoredSecret {
 impl From<Secret> for StoredSecret {
     fn from(secret: Secret) -> Self {
         let data = secret.data.unwrap_or_default();
-        let text = |key: &str| {
-            let bytes = data.get(key).map(|bytes| bytes.0.clone()).unwrap_or_default();
-            String::from_utf8(bytes).unwrap_or_default()
-        };
-        let pair = |certificate: &str, key: &str| {
-            let pair = KeyedCertificate { certificate: text(certificate), key: text(key) };
-            (!pair.certificate.is_empty()).then_some(pair)
-        };
         let contents = Contents {
-            current: pair(CERTIFICATE, KEY),
-            next: pair(NEXT_CERTIFICATE, NEXT_KEY),
-            authorities: text(AUTHORITIES),
+            current: pair(&data, CERTIFICATE, KEY),
+            next: pair(&data, NEXT_CERTIFICATE, NEXT_KEY),
+            authorities: text(&data, AUTHORITIES),
         };
         Self { metadata: secret.metadata, r#type: secret.type_, contents }
     }
 }
 
+/// The text of a key; empty if there is none.
+fn text(data: &BTreeMap<String, ByteString>, key: &str) -> String {
+    let bytes = data.get(key).map(|bytes| bytes.0.clone()).unwrap_or_default();
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+fn pair(
+    data: &BTreeMap<String, ByteString>,
+    certificate: &str,
+    key: &str,
+) -> Option<KeyedCertificate> {
+    let pair = KeyedCertificate { certificate: text(data, certificate), key: text(data, key) };
+    (!pair.certificate.is_empty()).then_some(pair)
+}
+
 /// The Secret with these contents, in place of the one that was read, if any.
 fn secret(contents: &Contents, old: Option<&StoredSecret>) -> Secret {
-    let mut data = BTreeMap::new();
-    let mut set = |key: &str, text: &str| {
-        data.insert(key.to_owned(), ByteString(text.as_bytes().to_vec()));
-    };
+    let mut texts = vec![(AUTHORITIES, &contents.authorities)];
     if let Some(pair) = &contents.current {
-        set(CERTIFICATE, &pair.certificate);
-        set(KEY, &pair.key);
+        texts.extend([(CERTIFICATE, &pair.certificate), (KEY, &pair.key)]);
     }
     if let Some(pair) = &contents.next {
-        set(NEXT_CERTIFICATE, &pair.certificate);
-        set(NEXT_KEY, &pair.key);
+        texts.extend([(NEXT_CERTIFICATE, &pair.certificate), (NEXT_KEY, &pair.key)]);
     }
-    set(AUTHORITIES, &contents.authorities);
+    let data = texts
+        .into_iter()
+        .map(|(key, text)| (key.to_owned(), ByteString(text.as_bytes().to_vec())))
+        .collect();
     let (metadata, r#type) = match old {
         Some(old) => (old.metadata.clone(), old.r#type.clone()),
         None => {
@@ -414,25 +419,24 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
+    fn configuration_of(service: &str, namespace: &str) -> Configuration {
+        Configuration::of(configuration(service, namespace, "a"), "weir-system")
+    }
+
     #[test]
     fn a_configuration_of_another_weir_is_left_alone() {
-        let of = |service: &str, namespace: &str| {
-            Configuration::of(configuration(service, namespace, "a"), "weir-system")
-        };
-        assert!(matches!(of("weir", "other"), Configuration::NotForUs));
-        assert!(matches!(of("istiod", "weir-system"), Configuration::NotForUs));
-        let ours = of("weir", "weir-system");
+        assert!(matches!(configuration_of("weir", "other"), Configuration::NotForUs));
+        assert!(matches!(configuration_of("istiod", "weir-system"), Configuration::NotForUs));
+        let ours = configuration_of("weir", "weir-system");
         assert!(ours.trusts("a") && !ours.trusts("a\nb"));
+    }
+
+    fn pair(text: &str) -> Option<KeyedCertificate> {
+        Some(KeyedCertificate { certificate: format!("{text}.crt"), key: format!("{text}.key") })
     }
 
     #[test]
     fn what_is_written_into_the_secret_is_what_is_read_from_it() {
-        let pair = |text: &str| {
-            Some(KeyedCertificate {
-                certificate: format!("{text}.crt"),
-                key: format!("{text}.key"),
-            })
-        };
         let mut contents =
             Contents { current: pair("a"), next: pair("b"), authorities: "c".to_owned() };
         let written = secret(&contents, None);

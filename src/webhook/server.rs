@@ -13,9 +13,10 @@ use axum::{Extension, Router};
 use http_body_util::BodyExt as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::review::{AdmissionRequest, Verdict, admitted, own_warnings, refused, warnings};
-use crate::admission::{Exchange, Hold};
+use crate::admission::{Exchange, Exhausted, Hold};
 use crate::api::{ObjectKey, Parsed};
 use crate::mesh::MeshConfig;
 use crate::metrics::{ReviewResult, WebhookMetrics};
@@ -108,10 +109,11 @@ impl Reviewer {
             .await
             .ok_or_else(busy)?
             .map_err(|why: String| Refused(StatusCode::BAD_REQUEST, why))?;
+        tracing::Span::current().record("uid", &request.uid);
         let (result, review) = match verdict {
             Verdict::NotReviewed => (ReviewResult::Skipped, admitted(&request.uid, &[])),
             Verdict::Refused(why) => {
-                tracing::debug!("webhook: refused {}", why.replace('\n', "; "));
+                tracing::debug!(reason = why, "refused an object");
                 (ReviewResult::Refused, refused(&request.uid, &why))
             }
             Verdict::Admitted(key, parsed) => {
@@ -124,6 +126,7 @@ impl Reviewer {
                 (result, admitted(&request.uid, &texts))
             }
         };
+        tracing::debug!(?result, "reviewed an object");
         self.metrics.count(result);
         let json = (header::CONTENT_TYPE, "application/json");
         Ok(([json], review.to_string()).into_response())
@@ -181,7 +184,7 @@ async fn blocking<T: Send + 'static>(
     match timeout_at(due, task).await.ok()? {
         Ok(done) => Some(done),
         Err(error) => {
-            tracing::error!("webhook: a review failed: {error}");
+            tracing::error!(%error, "a review failed");
             None
         }
     }
@@ -189,6 +192,12 @@ async fn blocking<T: Send + 'static>(
 
 /// Why a request gets no review.
 struct Refused(StatusCode, String);
+
+impl From<Exhausted> for Refused {
+    fn from(why: Exhausted) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, why.to_string())
+    }
+}
 
 fn busy() -> Refused {
     Refused(
@@ -199,9 +208,7 @@ fn busy() -> Refused {
 
 /// Reads a body within its limits.
 async fn read(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold), Refused> {
-    let exhausted =
-        |why: &dyn std::fmt::Display| Refused(StatusCode::SERVICE_UNAVAILABLE, why.to_string());
-    let mut memory = exchange.hold(0).map_err(|why| exhausted(&why))?;
+    let mut memory = exchange.hold(0)?;
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
@@ -215,7 +222,7 @@ async fn read(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold)
             let why = format!("the body has more than {LARGEST} bytes");
             return Err(Refused(StatusCode::PAYLOAD_TOO_LARGE, why));
         }
-        memory.resize(length * MEMORY_PER_BYTE).map_err(|why| exhausted(&why))?;
+        memory.resize(length * MEMORY_PER_BYTE)?;
         bytes.extend_from_slice(&data);
     }
     Ok((bytes, memory))
@@ -223,12 +230,12 @@ async fn read(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold)
 
 /// The pages of the webhook's port.
 pub(crate) fn router(reviewer: Reviewer) -> Router {
-    let other = async || (StatusCode::NOT_FOUND, "no such page; there is POST /validate\n");
-    let method = async || (StatusCode::METHOD_NOT_ALLOWED, "this page takes POST only\n");
     Router::new()
         .route("/validate", post(validate))
-        .fallback(other)
-        .method_not_allowed_fallback(method)
+        .fallback(async || (StatusCode::NOT_FOUND, "no such page; there is POST /validate\n"))
+        .method_not_allowed_fallback(async || {
+            (StatusCode::METHOD_NOT_ALLOWED, "this page takes POST only\n")
+        })
         .with_state(reviewer)
 }
 
@@ -237,13 +244,15 @@ async fn validate(
     Extension(exchange): Extension<Arc<Exchange>>,
     body: Body,
 ) -> Response {
-    match reviewer.answer(body, exchange).await {
+    let span = tracing::info_span!("review", uid = tracing::field::Empty);
+    match reviewer.answer(body, exchange).instrument(span).await {
         Ok(response) => response,
         Err(Refused(status, why)) => {
             let result = match status.is_client_error() {
                 true => ReviewResult::Malformed,
                 false => ReviewResult::Failed,
             };
+            tracing::debug!(%status, reason = why, "refused a review");
             reviewer.metrics.count(result);
             (status, format!("{why}\n")).into_response()
         }

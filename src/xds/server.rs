@@ -24,16 +24,21 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
+use tracing::Instrument as _;
+use tracing::field::{Empty, display};
 
 use super::connections::{Connections, ProxyStatus, StreamInfo};
+use super::credentials::Credentials;
 use super::grpc::{self, Outgoing, Requests};
+use super::secrets;
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
-use crate::ca::CertificateService;
-use crate::identity::TokenReviewer;
+use crate::ca::{CertificateAuthority, CertificateService};
+use crate::identity::{Identity, TokenReviewer};
 use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
+use crate::revision::MeshRevision;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
 
 /// How many responses may be queued for a client: one per type, and as many again for a client that answers responses
@@ -107,8 +112,10 @@ impl Ads {
             }
         };
         let secure = async {
-            if let Some(SecurePort { listener, tls, tokens, certificates }) = secure {
-                let routes = self.routes(Some(tokens)).add_service(certificates);
+            if let Some(SecurePort { listener, tls, tokens, authority }) = secure {
+                let certificates = CertificateService::new(authority.clone(), tokens.clone());
+                let access = Access { tokens, authority };
+                let routes = self.routes(Some(&access)).add_service(certificates);
                 let (routes, protocol) = (routes.into_axum_router(), Protocol::Grpc);
                 let (admission, closing) = (shared.admission.clone(), shared.closing.clone());
                 admission::serve_tls(listener, routes, admission, protocol, tls, closing).await;
@@ -122,17 +129,17 @@ impl Ads {
         shared.tasks.wait().await;
     }
 
-    /// The services. Their clients identify themselves if `tokens` are checked.
-    fn routes(&self, tokens: Option<Arc<TokenReviewer>>) -> Routes {
-        Routes::new(self.service::<Aggregated>(&tokens))
-            .add_service(self.service::<Clusters>(&tokens))
-            .add_service(self.service::<Endpoints>(&tokens))
-            .add_service(self.service::<Listeners>(&tokens))
-            .add_service(self.service::<RouteTables>(&tokens))
+    /// The services. Their clients identify themselves if `access` asks for it.
+    fn routes(&self, access: Option<&Access>) -> Routes {
+        Routes::new(self.service::<Aggregated>(access))
+            .add_service(self.service::<Clusters>(access))
+            .add_service(self.service::<Endpoints>(access))
+            .add_service(self.service::<Listeners>(access))
+            .add_service(self.service::<RouteTables>(access))
     }
 
-    fn service<P>(&self, tokens: &Option<Arc<TokenReviewer>>) -> Service<P> {
-        Service { shared: self.shared.clone(), tokens: tokens.clone(), path: PhantomData }
+    fn service<P>(&self, access: Option<&Access>) -> Service<P> {
+        Service { shared: self.shared.clone(), access: access.cloned(), path: PhantomData }
     }
 }
 
@@ -146,7 +153,14 @@ pub(crate) struct SecurePort {
     /// Checks the tokens.
     pub tokens: Arc<TokenReviewer>,
     /// Signs certificates for clients.
-    pub certificates: CertificateService,
+    pub authority: CertificateAuthority,
+}
+
+/// How clients of the TLS port are identified, and get certificates.
+#[derive(Clone, Debug)]
+struct Access {
+    tokens: Arc<TokenReviewer>,
+    authority: CertificateAuthority,
 }
 
 /// A discovery service of the xDS protocol. Source: Envoy's protocol document, "RPC Services and Methods for Each
@@ -212,7 +226,7 @@ path!(
 #[derive(Clone, Debug)]
 struct Service<P> {
     shared: Arc<Shared>,
-    tokens: Option<Arc<TokenReviewer>>,
+    access: Option<Access>,
     path: PhantomData<fn() -> P>,
 }
 
@@ -290,13 +304,15 @@ impl<P: Path> Service<P> {
         };
         let id = shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, frames) = mpsc::channel(WAITING);
-        let caller = self.tokens.map_or(Caller::Anonymous, |tokens| Caller::Bearer {
-            tokens,
+        let caller = self.access.map_or(Caller::Anonymous, |access| Caller::Bearer {
+            access,
             headers: Box::new(head.headers),
         });
+        let span =
+            tracing::info_span!("stream", stream = id, variant = variant.name(), proxy = Empty);
         // The task owns both halves of the stream, so it ends when the client disconnects.
         let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
+        let task = async move {
             let served = StreamTask {
                 shared: &shared,
                 exchange: &exchange,
@@ -311,18 +327,13 @@ impl<P: Path> Service<P> {
                 .await;
             let status = match ended {
                 Ok(Ok(())) => Status::ok(""),
-                Ok(Err(status)) => {
-                    tracing::debug!(stream = id, %status, "stream closed");
-                    status
-                }
+                Ok(Err(status)) => status,
                 Err(_) => {
-                    tracing::error!(
-                        stream = id,
-                        "the task of a stream panicked; the proxy will reconnect"
-                    );
+                    tracing::error!("the task of a stream panicked; the proxy will reconnect");
                     Status::internal("internal error of the stream")
                 }
             };
+            tracing::debug!(code = ?status.code(), reason = status.message(), "stream ended");
             shared.connections.remove(id);
             let farewell = async {
                 let _ = sender.send(Err(status)).await;
@@ -331,7 +342,8 @@ impl<P: Path> Service<P> {
             // Responses that the client has not read by then are dropped.
             let _ = tokio::time::timeout(FINAL_STATUS_TIMEOUT, farewell).await;
             exchange.end();
-        });
+        };
+        tasks.spawn(task.instrument(span));
         grpc::response(frames)
     }
 }
@@ -342,7 +354,7 @@ enum Caller {
     /// Nobody asks.
     Anonymous,
     /// Whom the token in these headers names.
-    Bearer { tokens: Arc<TokenReviewer>, headers: Box<http::HeaderMap> },
+    Bearer { access: Access, headers: Box<http::HeaderMap> },
 }
 
 /// A stream and the state needed to serve it.
@@ -367,6 +379,8 @@ struct Served {
     node_bytes: usize,
     /// When the token of the client expires, if it has one.
     token_expires: Option<tokio::time::Instant>,
+    /// Its certificate, if it has an identity and the stream is for all types.
+    credentials: Option<Credentials>,
 }
 
 impl StreamTask<'_> {
@@ -401,6 +415,7 @@ impl StreamTask<'_> {
                     // The requester may have gone away.
                     let _ = requester.send(served.machine.inventory());
                 }
+                () = credentials_changed(&mut served.credentials) => {}
                 () = wake => {}
                 () = self.exchange.over() => return Err(self.revoked()),
                 () = shared.closing.cancelled(), if leave_at.is_none() => {
@@ -415,26 +430,25 @@ impl StreamTask<'_> {
         }
     }
 
-    /// Checks that the client may have the configuration of this proxy. Returns when its token expires.
-    async fn identify(&self, proxy: &Proxy) -> Result<Option<tokio::time::Instant>, Status> {
-        let Caller::Bearer { tokens, headers } = &self.caller else {
+    /// Checks that the client may have the configuration of this proxy. Returns its identity, unless it is anonymous.
+    async fn identify(&self, proxy: &Proxy) -> Result<Option<(Identity, Access)>, Status> {
+        let Caller::Bearer { access, headers } = &self.caller else {
             return Ok(None);
         };
         let identity = tokio::select! {
-            identity = tokens.identify(headers) => identity.map_err(Status::from),
+            identity = access.tokens.identify(headers) => identity.map_err(Status::from),
             () = self.sender.closed() => Err(Status::cancelled("the client has left")),
             () = self.exchange.over() => Err(self.revoked()),
             () = self.shared.closing.cancelled() => Err(shutting_down()),
         };
         let identity = identity.inspect_err(|status| {
-            tracing::warn!(proxy = %proxy.id, reason = status.message(), "a client is not served");
+            tracing::warn!(node_id = %proxy.id, reason = status.message(), "a client is not served");
         })?;
         identity.permits(proxy).map_err(|reason| {
-            tracing::warn!(proxy = %proxy.id, reason, "a client is not served");
+            tracing::warn!(node_id = %proxy.id, reason, "a client is not served");
             Status::permission_denied(reason)
         })?;
-        let left = identity.expires.map(|at| at.duration_since(SystemTime::now()));
-        Ok(left.map(|left| tokio::time::Instant::now() + left.unwrap_or_default()))
+        Ok(Some((identity, access.clone())))
     }
 
     /// Begins to serve the proxy that sent this first request.
@@ -443,13 +457,22 @@ impl StreamTask<'_> {
             Status::invalid_argument("the first request of a stream must carry `node`")
         })?;
         let proxy = read_node(node).map_err(|error| not_served(&error))?;
-        let token_expires = self.identify(&proxy).await?;
+        let (identity, access) = self.identify(&proxy).await?.unzip();
+        let expires = identity.as_ref().and_then(|identity| identity.expires);
+        let token_expires = expires.map(|at| {
+            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+            tokio::time::Instant::now() + left
+        });
+        let credentials = identity.zip(access).filter(|_| self.kind.is_none());
+        let credentials = credentials.map(|(identity, access)| {
+            Credentials::new(self.variant, identity, access.authority, random_fraction())
+        });
         self.exchange.makes_sense();
-        tracing::info!(proxy = %proxy.id, variant = ?self.variant, "proxy connected");
+        tracing::Span::current().record("proxy", display(&proxy));
+        tracing::info!(node_id = %proxy.id, "proxy connected");
         if let Some(kind) = self.kind {
             tracing::warn!(
-                proxy = %proxy.id,
-                kind = kind.short_name(),
+                resource_type = kind.short_name(),
                 "proxy opened a stream for one type: changes of several types are not ordered across its streams, and \
                  requests may be lost; use ADS"
             );
@@ -463,6 +486,7 @@ impl StreamTask<'_> {
             changed_at: None,
             node_bytes: node.encoded_len().saturating_mul(NODE),
             token_expires,
+            credentials,
         })
     }
 
@@ -481,6 +505,9 @@ impl StreamTask<'_> {
         let is_new = served.take_snapshot();
         let now = Instant::now();
         let responses = served.machine.responses(now);
+        if is_new {
+            tracing::debug!(revision = served.wanted(), "new revision for the proxy");
+        }
         if served.machine.reached().is_some()
             && let Some(begun) = served.changed_at.take()
             && !is_new
@@ -488,10 +515,17 @@ impl StreamTask<'_> {
             metrics.converged(now.saturating_duration_since(begun));
         }
         for response in responses {
-            metrics.pushed(response.kind, response.frame.len());
+            let (resource_type, bytes) = (response.kind.short_name(), response.frame.len());
+            tracing::debug!(resource_type, bytes, "sending a response");
+            metrics.pushed(response.kind, bytes);
             if !self.send(response.frame).await? {
                 return Ok(false);
             }
+        }
+        if let Some(message) = served.credentials.as_mut().and_then(Credentials::response)
+            && !self.send(Frame::encoded(message)).await?
+        {
+            return Ok(false);
         }
         update_status(&mut served.status, &served.machine, now);
         Ok(true)
@@ -559,7 +593,6 @@ impl StreamTask<'_> {
         served: &mut Served,
         message: M,
     ) -> Result<(), Status> {
-        let proxy = &served.status.id;
         let mut request: stream::Request = message.into();
         request.alone = self.kind.is_some();
         match self.kind {
@@ -580,16 +613,34 @@ impl StreamTask<'_> {
             }
             _ => {}
         }
+        if request.type_url == secrets::TYPE_URL
+            && let Some(credentials) = &mut served.credentials
+        {
+            let rejected = credentials
+                .on_request(request)
+                .map_err(|error| Status::resource_exhausted(error.to_string()))?;
+            if let Some(reason) = rejected {
+                tracing::warn!(resource_type = "sds", reason, "proxy rejected resources");
+            }
+            return Ok(());
+        }
         if ResourceType::from_type_url(&request.type_url).is_none() {
-            tracing::debug!(%proxy, type_url = request.type_url, "requested an unsupported type");
+            tracing::debug!(type_url = request.type_url, "proxy requested an unsupported type");
         }
         let answer = served
             .machine
             .on_request(request)
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-        if let Some(Answer::Rejected(kind, reason)) = answer {
-            self.shared.metrics.rejected(kind);
-            tracing::warn!(%proxy, kind = kind.short_name(), reason, "proxy rejected resources");
+        match answer {
+            Some(Answer::Rejected(kind, reason)) => {
+                self.shared.metrics.rejected(kind);
+                let resource_type = kind.short_name();
+                tracing::warn!(resource_type, reason, "proxy rejected resources");
+            }
+            Some(Answer::Acked(kind)) => {
+                tracing::debug!(resource_type = kind.short_name(), "proxy acknowledged a response");
+            }
+            None => {}
         }
         Ok(())
     }
@@ -625,6 +676,11 @@ impl Served {
         self.machine.on_snapshot(snapshot);
         true
     }
+
+    /// The revision that the client gets in the end, for the log.
+    fn wanted(&self) -> Option<u64> {
+        self.status.wanted.map(MeshRevision::get)
+    }
 }
 
 /// How long a stream waits before it closes when all streams close: a random part of the total time, so that the
@@ -641,6 +697,9 @@ fn random_fraction() -> f64 {
 }
 
 fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
+    if let Some(reached) = machine.reached().filter(|reached| status.reached != Some(*reached)) {
+        tracing::debug!(revision = reached.get(), "proxy has all of the revision");
+    }
     status.acked = machine.settled().or(status.acked);
     status.resting = machine.reached().is_some();
     status.reached = machine.reached().or(status.reached);
@@ -648,7 +707,9 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     if status.lagging.is_none()
         && let Some(reason) = &lagging
     {
-        tracing::warn!(proxy = %status.id, reason, "proxy is lagging; it keeps its last complete configuration");
+        tracing::warn!(reason, "proxy is lagging; it keeps its last complete configuration");
+    } else if status.lagging.is_some() && lagging.is_none() {
+        tracing::info!("proxy is no longer lagging");
     }
     status.lagging = lagging;
     status.types = machine.progress();
@@ -657,7 +718,14 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     status.kept = machine.kept();
 }
 
-async fn at(time: Option<tokio::time::Instant>) {
+async fn credentials_changed(credentials: &mut Option<Credentials>) {
+    match credentials {
+        Some(credentials) => credentials.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) async fn at(time: Option<tokio::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
@@ -669,7 +737,7 @@ fn shutting_down() -> Status {
 }
 
 fn not_served(error: &ProxyError) -> Status {
-    tracing::warn!(%error, "a client is not served");
+    tracing::warn!(%error, "refused a client");
     match error {
         ProxyError::Generator { .. } => Status::unimplemented(error.to_string()),
         ProxyError::Id(_) | ProxyError::Type { .. } | ProxyError::Address { .. } => {

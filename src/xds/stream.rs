@@ -1,5 +1,5 @@
 //! The protocol of one stream as a pure state machine: (state, event) → (state, responses). No I/O; the caller passes
-//! the time.
+//! the time. Its transitions are traced, in the span of the caller.
 //!
 //! Sources: Envoy's "xDS REST and gRPC protocol" document for versions, nonces, subscriptions and the order in which
 //! types must change.

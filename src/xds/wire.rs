@@ -34,7 +34,8 @@ fn version_digits(version: u64) -> [u8; VERSION] {
 /// A response of either variant that has not been written yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
-    kind: ResourceType,
+    /// The type of the resources.
+    type_url: &'static str,
     delta: bool,
     /// All fields except the resources.
     head: Bytes,
@@ -76,7 +77,7 @@ impl Frame {
         put_text(&mut head, 1, &version_text(version));
         put_text(&mut head, 4, kind.type_url());
         put_text(&mut head, 5, nonce);
-        Self::new(kind, false, head.freeze(), items)
+        Self::new(kind.type_url(), false, head.freeze(), items)
     }
 
     /// A `DeltaDiscoveryResponse` (fields: resources 2, type_url 4, nonce 5, removed_resources 6); its `Resource` has
@@ -93,17 +94,22 @@ impl Frame {
         for name in removed {
             put_text(&mut head, 6, name);
         }
-        Self::new(kind, true, head.freeze(), items)
+        Self::new(kind.type_url(), true, head.freeze(), items)
     }
 
-    fn new(kind: ResourceType, delta: bool, head: Bytes, items: Vec<Item>) -> Self {
-        let mut this = Self { kind, delta, head, items, len: 0 };
+    fn new(type_url: &'static str, delta: bool, head: Bytes, items: Vec<Item>) -> Self {
+        let mut this = Self { type_url, delta, head, items, len: 0 };
         let fields = this.items.iter().map(|item| match item {
             Item::Resource(resource, _) => this.field_len(resource),
             Item::NoEndpoints(cluster) => this.field_len(&empty_endpoints(cluster)),
         });
         this.len = this.head.len() + fields.map(|len| length_len(2, len) + len).sum::<usize>();
         this
+    }
+
+    /// A response that is encoded already, and that no other one shares.
+    pub(crate) fn encoded(message: Bytes) -> Self {
+        Self { type_url: "", delta: false, len: message.len(), head: message, items: Vec::new() }
     }
 
     /// The length of the message, in bytes.
@@ -133,7 +139,7 @@ impl Frame {
 
     /// The length of one `resources` field.
     fn field_len(&self, resource: &Resource) -> usize {
-        let any = any_len(self.kind, resource);
+        let any = any_len(self.type_url, resource);
         if !self.delta {
             return any;
         }
@@ -148,9 +154,9 @@ impl Frame {
             put_length(&mut out, 1, VERSION);
             out.put_slice(&version_digits(version));
             put_text(&mut out, 3, &resource.name);
-            put_length(&mut out, 2, any_len(self.kind, resource));
+            put_length(&mut out, 2, any_len(self.type_url, resource));
         }
-        put_text(&mut out, 1, self.kind.type_url());
+        put_text(&mut out, 1, self.type_url);
         put_length(&mut out, 2, resource.len());
         out.freeze()
     }
@@ -222,9 +228,9 @@ impl Iterator for Chunks {
     }
 }
 
-fn any_len(kind: ResourceType, resource: &Resource) -> usize {
+fn any_len(type_url: &str, resource: &Resource) -> usize {
     let body = resource.len();
-    text_len(1, kind.type_url()) + length_len(2, body) + body
+    text_len(1, type_url) + length_len(2, body) + body
 }
 
 /// Writes a string field.

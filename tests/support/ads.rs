@@ -86,10 +86,14 @@ impl Weir {
 
     /// A stream of a per-type service, or of the aggregated service.
     pub(crate) async fn connect(&self, variant: Variant, kind: Option<&str>) -> Client {
-        let to = format!("http://127.0.0.1:{}", self.serve.xds);
-        let channel = Channel::from_shared(to).unwrap().connect().await.unwrap();
-        Client::open(channel, variant, kind).await
+        connect(self.serve.xds, variant, kind).await
     }
+}
+
+/// A stream of a per-type service, or of the aggregated service, of the weir at this port.
+pub(crate) async fn connect(xds: u16, variant: Variant, kind: Option<&str>) -> Client {
+    let channel = Channel::from_shared(format!("http://127.0.0.1:{xds}")).unwrap();
+    Client::open(channel.connect().await.unwrap(), variant, kind).await
 }
 
 /// A request; unset fields are empty.

@@ -338,8 +338,11 @@ pub(super) fn header_value(value: &str, path: &str, found: &mut Diagnostics) {
 pub(crate) fn is_label_name(text: &str) -> bool {
     let (prefix, name) =
         text.rsplit_once('/').map_or((None, text), |(prefix, name)| (Some(prefix), name));
-    let domain = |prefix: &str| prefix.len() <= 253 && prefix.split('.').all(is_dns_label);
-    prefix.is_none_or(domain) && name.len() <= 63 && is_qualified(name)
+    prefix.is_none_or(is_dns_domain) && name.len() <= 63 && is_qualified(name)
+}
+
+fn is_dns_domain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 
 /// Whether this can be the value of a label.

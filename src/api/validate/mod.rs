@@ -593,13 +593,15 @@ mod tests {
         assert_eq!(only("DestinationRule", beyond), Some((Invalid, "spec.exportTo".to_owned())));
     }
 
+    fn at_port(settings: &str) -> String {
+        format!("portLevelSettings: [{{port: {{number: 80}}, {settings}}}]")
+    }
+
     #[test]
     fn a_subset_inherits_the_outlier_detection_of_its_rule() {
         let failover = "loadBalancer: {localityLbSetting: {failover: [{from: a, to: b}]}}";
         let ranked = "loadBalancer: {localityLbSetting: {failoverPriority: [rack]}}";
         let zones = "loadBalancer: {zoneAwareLbSetting: {failover: [{from: a, to: b}]}}";
-        let at_port =
-            |settings: &str| format!("portLevelSettings: [{{port: {{number: 80}}, {settings}}}]");
         let detects = "outlierDetection: {interval: 5s}";
         let balances = "loadBalancer: {simple: RANDOM}";
         let locality = "loadBalancer.localityLbSetting";

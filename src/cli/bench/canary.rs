@@ -223,16 +223,11 @@ impl Stage {
         namespace: &str,
         folder: &std::path::Path,
     ) -> anyhow::Result<Vec<String>> {
-        let text = |path: PathBuf| {
-            path.into_os_string()
-                .into_string()
-                .map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))
-        };
         if !in_api {
             let config = folder.join("config");
             std::fs::create_dir(&config)?;
             self.objects = Some(Objects::Folder(config.clone()));
-            return Ok(vec!["--config-dir".to_owned(), text(config)?]);
+            return Ok(vec!["--config-dir".to_owned(), utf8(config)?]);
         }
         let client = kubernetes::client(args.kubeconfig.as_deref())
             .await
@@ -244,7 +239,7 @@ impl Stage {
             cluster.create_namespaces().await?;
         }
         Ok(match &args.kubeconfig {
-            Some(file) => vec!["--kubeconfig".to_owned(), text(file.clone())?],
+            Some(file) => vec!["--kubeconfig".to_owned(), utf8(file.clone())?],
             None => Vec::new(),
         })
     }
@@ -267,6 +262,11 @@ impl Stage {
 }
 
 /// Starts weir and returns its address when it is ready.
+fn utf8(path: PathBuf) -> anyhow::Result<String> {
+    let text = path.into_os_string().into_string();
+    text.map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))
+}
+
 async fn start_weir(
     place: &mut Option<Weir>,
     args: &Args,

@@ -215,13 +215,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 fn series(text: &str) -> Result<Series, String> {
-    let wrong = || "expected services=100,1000 or the same with namespaces or streams".to_owned();
-    let (name, sizes) = text.split_once('=').ok_or_else(wrong)?;
-    let (dimension, most) = match name {
-        "services" => (Dimension::Services, 100_000),
-        "namespaces" => (Dimension::Namespaces, 10_000),
-        "streams" => (Dimension::Streams, 20_000),
-        _ => return Err(wrong()),
+    let (dimension, most, sizes) = match text.split_once('=') {
+        Some(("services", sizes)) => (Dimension::Services, 100_000, sizes),
+        Some(("namespaces", sizes)) => (Dimension::Namespaces, 10_000, sizes),
+        Some(("streams", sizes)) => (Dimension::Streams, 20_000, sizes),
+        _ => {
+            let expected = "expected services=100,1000 or the same with namespaces or streams";
+            return Err(expected.to_owned());
+        }
     };
     let sizes: Option<Vec<usize>> = sizes.split(',').map(|size| size.trim().parse().ok()).collect();
     let sizes = sizes.filter(|sizes| sizes.iter().all(|size| (1..=most).contains(size)));
@@ -229,6 +230,10 @@ fn series(text: &str) -> Result<Series, String> {
         dimension,
         sizes: sizes.ok_or_else(|| format!("expected numbers from 1 to {most}"))?,
     })
+}
+
+fn to_usize(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 impl Args {
@@ -244,22 +249,21 @@ impl Args {
     }
 
     fn all_sizes(&self) -> Vec<Size> {
-        let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
         let size = Size {
-            services: count(self.services),
-            pods_per_service: count(self.pods_per_service),
-            namespaces: count(self.namespaces),
-            streams: count(self.streams),
+            services: to_usize(self.services),
+            pods_per_service: to_usize(self.pods_per_service),
+            namespaces: to_usize(self.namespaces),
+            streams: to_usize(self.streams),
         };
         let Some(series) = &self.series else {
             return vec![size];
         };
-        let sized = |n: &usize| match series.dimension {
+        let sizes = series.sizes.iter().map(|n| match series.dimension {
             Dimension::Services => Size { services: *n, ..size },
             Dimension::Namespaces => Size { namespaces: *n, ..size },
             Dimension::Streams => Size { streams: *n, ..size },
-        };
-        series.sizes.iter().map(sized).collect()
+        });
+        sizes.collect()
     }
 
     fn source(&self) -> anyhow::Result<Source> {

@@ -60,9 +60,10 @@ fn run(run: &Run) -> String {
     text += "\n";
     text += &table(head, rows);
     let rows = run.phases.iter().map(|phase| {
-        let bytes = |of: Type| size(phase.median.bytes.get(of.short()).copied().unwrap_or(0));
-        let sum = size(phase.median.bytes.values().sum());
-        let [runtime, clusters, endpoints, listeners, routes] = Type::ALL.map(bytes);
+        let bytes = &phase.median.bytes;
+        let sum = size(bytes.values().sum());
+        let [runtime, clusters, endpoints, listeners, routes] =
+            Type::ALL.map(|of| size(bytes.get(of.short()).copied().unwrap_or(0)));
         [phase.name.to_owned(), sum, clusters, endpoints, listeners, routes, runtime]
     });
     text += "\n";

@@ -72,9 +72,15 @@ impl World {
         let nodes = (0..size.streams).map(|n| mesh.node(n)).collect();
         let proxies = Proxies::new(&server.address, &shared, nodes);
         let settings = args.settings();
-        let say = |what: &str| progress.is(what);
-        let mut bench =
-            Bench { settings, mesh, objects, proxies, shared, pid: server.pid, progress: &say };
+        let mut bench = Bench {
+            settings,
+            mesh,
+            objects,
+            proxies,
+            shared,
+            pid: server.pid,
+            progress: &|what: &str| progress.is(what),
+        };
         let mut phases = Vec::new();
         if args.phases().first() != Some(&Kind::Start) {
             phases.push(bench.phase(Kind::Start).await?);

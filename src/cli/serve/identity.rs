@@ -1,6 +1,6 @@
 //! The flags of the TLS port and of the certificate authority.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +68,17 @@ impl IdentityArgs {
     /// Whether proxies are served over TLS.
     pub(super) fn is_on(&self) -> bool {
         self.identity == Switch::On
+    }
+
+    /// Where to serve in plain text: as the flag says, else where nobody needs an identity, which is only on loopback if the
+    /// others have one.
+    pub(super) fn plain(&self, flag: Option<Plain>, local: IpAddr) -> Option<SocketAddr> {
+        match flag {
+            Some(Plain::Off) => None,
+            Some(Plain::At(address)) => Some(address),
+            None if self.is_on() => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15010))),
+            None => Some(SocketAddr::new(local, 15010)),
+        }
     }
 
     /// The options; `None` if proxies are served in plain text alone.

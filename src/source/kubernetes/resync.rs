@@ -59,7 +59,7 @@ impl Resync {
                 }
                 *self = Self::GivenUp;
                 tracing::warn!(
-                    "cluster: changes no longer wait for the kinds that cannot be read since the API server was away"
+                    "no longer waiting for the kinds that cannot be read since the API server was away"
                 );
                 Some(SourceEvent::Synced)
             }

@@ -58,6 +58,15 @@ impl Draining {
     pub(crate) fn new(cluster: Option<Arc<Resource>>, endpoints: Option<Arc<Resource>>) -> Self {
         Self { cluster, endpoints, phase: Phase::InUse }
     }
+
+    /// The removal of the cluster with this name advances, or is called off.
+    pub(crate) fn enter(&mut self, name: &str, phase: Phase) {
+        if phase != self.phase {
+            let (from, to) = (self.phase.name(), phase.name());
+            tracing::debug!(step = "break", resource = %name, from, to, "a cluster entered a phase");
+            self.phase = phase;
+        }
+    }
 }
 
 /// How far the removal of a cluster is.
@@ -71,6 +80,17 @@ pub(super) enum Phase {
     Removing,
 }
 
+impl Phase {
+    /// The name, for the log.
+    fn name(self) -> &'static str {
+        match self {
+            Self::InUse => "in use",
+            Self::UnusedSince(_) => "unused",
+            Self::Removing => "removing",
+        }
+    }
+}
+
 /// The clusters of one client that are not at rest.
 #[derive(Debug, Default)]
 pub(super) struct ClusterStates {
@@ -82,23 +102,34 @@ impl ClusterStates {
     /// The client waits for the endpoints of a cluster. A substitute remains a substitute until another version
     /// replaces it.
     pub(crate) fn warm(&mut self, name: Arc<str>) {
-        self.unsettled.entry(name).or_insert(Unsettled::Warming);
+        self.unsettled.entry(name).or_insert_with_key(|name| {
+            tracing::trace!(step = "make", resource = %name, "a cluster waits for its endpoints");
+            Unsettled::Warming
+        });
     }
 
     /// The endpoints arrived, or were there before.
     pub(crate) fn warmed(&mut self, name: &str) {
         if self.is_warming(name) {
+            tracing::trace!(step = "make", resource = %name, "a cluster has its endpoints");
             self.unsettled.remove(name);
         }
     }
 
     /// Settles the warming clusters for which `has_all` holds: the client ACKed the cluster and its endpoints.
     pub(crate) fn settle(&mut self, has_all: impl Fn(&str) -> bool) {
-        self.unsettled.retain(|name, state| *state != Unsettled::Warming || !has_all(name));
+        self.unsettled.retain(|name, state| {
+            let settles = *state == Unsettled::Warming && has_all(name);
+            if settles {
+                tracing::trace!(step = "make", resource = %name, "a cluster has its endpoints");
+            }
+            !settles
+        });
     }
 
     /// The version sent under this name replaces one of an earlier stream.
     pub(crate) fn substitute(&mut self, name: Arc<str>, version: u64) {
+        tracing::debug!(step = "make", resource = %name, "a cluster substitutes for an unknown one");
         self.unsettled.insert(name, Unsettled::Substituted { version });
     }
 
@@ -109,6 +140,7 @@ impl ClusterStates {
             Some(Unsettled::Substituted { version: substitute }) if *substitute != version
         );
         if replaced {
+            tracing::debug!(step = "make", resource = %name, "a cluster replaced its substitute");
             self.unsettled.remove(name);
         }
         replaced
@@ -124,6 +156,7 @@ impl ClusterStates {
             if let Unsettled::Substituted { version } = *state
                 && is_defined(name, version)
             {
+                tracing::debug!(step = "make", resource = %name, "a substitute is defined again");
                 *state = Unsettled::Warming;
                 confirmed.push(name.clone());
             }
@@ -133,22 +166,33 @@ impl ClusterStates {
 
     /// The client ACKed that the cluster is gone.
     pub(crate) fn removed(&mut self, name: &str) {
+        tracing::debug!(step = "break", resource = %name, "a cluster is gone");
         self.unsettled.remove(name);
     }
 
     /// The mesh no longer defines a cluster that the client may use.
     pub(crate) fn drain(&mut self, name: Arc<str>, cluster: Draining) {
+        tracing::debug!(step = "break", resource = %name, "a cluster is no longer defined");
         self.draining.insert(name, cluster);
     }
 
     /// Like [`ClusterStates::drain`], unless the cluster drains already.
     pub(crate) fn drain_once(&mut self, name: Arc<str>, cluster: Draining) {
-        self.draining.entry(name).or_insert(cluster);
+        self.draining.entry(name).or_insert_with_key(|name| {
+            tracing::debug!(step = "break", resource = %name, "a cluster is not defined");
+            cluster
+        });
     }
 
     /// Stops draining the clusters for which `stays` is false: they are defined again, or the client dropped them.
     pub(crate) fn retain_draining(&mut self, stays: impl Fn(&str, &Draining) -> bool) {
-        self.draining.retain(|name, cluster| stays(name, cluster));
+        self.draining.retain(|name, cluster| {
+            let stays = stays(name, cluster);
+            if !stays {
+                tracing::debug!(step = "break", resource = %name, "a cluster no longer drains");
+            }
+            stays
+        });
     }
 
     pub(crate) fn is_warming(&self, name: &str) -> bool {

@@ -67,8 +67,8 @@ impl Stream {
                 self.next_phase(name, kept.phase, used, now)
             })
             .collect();
-        for ((_, kept), phase) in self.clusters.draining_mut().zip(phases) {
-            kept.phase = phase;
+        for ((name, kept), phase) in self.clusters.draining_mut().zip(phases) {
+            kept.enter(name, phase);
         }
         let [clusters, ..] = &self.types;
         self.clusters.retain_draining(|name, kept| {

@@ -15,6 +15,16 @@ pub(crate) enum Variant {
     Delta,
 }
 
+impl Variant {
+    /// The name, for the log.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sotw => "sotw",
+            Self::Delta => "delta",
+        }
+    }
+}
+
 /// A request of either variant.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Request {

@@ -61,13 +61,15 @@ impl Session {
     /// The client reported something that it has from an earlier stream.
     pub(crate) fn resume(&mut self) {
         if matches!(self, Self::Fresh) {
+            tracing::debug!("proxy resumes with resources of an earlier stream");
             *self = Self::Resuming(Earlier::default());
         }
     }
 
     /// Every listener and route that the client may use is known.
     pub(crate) fn finish(&mut self) {
-        if self.is_returning() {
+        if matches!(self, Self::Resuming(_)) {
+            tracing::debug!("proxy has resumed: all its listeners and routes are known");
             *self = Self::Resumed;
         }
     }

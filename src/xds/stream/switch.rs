@@ -49,7 +49,14 @@ impl Switch {
 
     /// The client asked for clusters for the first time: what it got before was not checked against them.
     pub(crate) fn restart(&mut self) {
-        self.stage = if self.is_waiting() { Stage::FirstClusters } else { Stage::Idle };
+        self.enter(if self.is_waiting() { Stage::FirstClusters } else { Stage::Idle });
+    }
+
+    fn enter(&mut self, stage: Stage) {
+        if stage != self.stage {
+            tracing::debug!(step = "switch", from = ?self.stage, to = ?stage, "entered a stage");
+            self.stage = stage;
+        }
     }
 
     /// The client rejected something: the next choice considers all listeners and routes again.
@@ -100,11 +107,11 @@ impl Stream {
             return;
         }
         if !self.switch.has_started() {
-            self.switch.stage = self.first_stage();
+            self.switch.enter(self.first_stage());
         }
         if self.switch.has_started() {
             let waiting = self.choose(now);
-            self.switch.stage = if waiting { Stage::Waiting } else { Stage::Complete };
+            self.switch.enter(if waiting { Stage::Waiting } else { Stage::Complete });
         }
     }
 
