@@ -34,9 +34,9 @@ for port in sys.argv[2:]:
 print("listening", flush=True)
 "#;
 
-/// Connects as a user and a group, from the last argument if there is one more, and prints the answer.
+/// Connects as a user and a group, which may not read Python's modules, from the last argument if there is one more, and prints the answer.
 const CLIENT: &str = r#"
-import os, socket, sys
+import encodings.idna, os, socket, sys
 user, group, host, port = sys.argv[1:5]
 source = (sys.argv[5], 0) if len(sys.argv) > 5 else None
 os.setgroups([])
@@ -144,13 +144,16 @@ fn rules() -> String {
 
 /// Rules of someone else, which stay.
 fn foreign_rules() {
-    for args in [
-        &["nft", "add", "table", "inet", "other"][..],
-        &["iptables", "-t", "nat", "-A", "OUTPUT", "-p", "udp", "-j", "ACCEPT"],
-        &["ip6tables", "-t", "nat", "-A", "OUTPUT", "-p", "udp", "-j", "ACCEPT"],
-    ] {
-        assert!(Command::new(args[0]).args(&args[1..]).status().unwrap().success());
+    run(&["nft", "add", "table", "inet", "other"]);
+    for program in ["iptables", "ip6tables"] {
+        for chain in ["PREROUTING", "OUTPUT"] {
+            run(&[program, "-t", "nat", "-A", chain, "-p", "udp", "-j", "ACCEPT"]);
+        }
     }
+}
+
+fn run(command: &[&str]) {
+    assert!(Command::new(command[0]).args(&command[1..]).status().unwrap().success());
 }
 
 fn everything_is_redirected() {

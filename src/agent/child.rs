@@ -33,6 +33,16 @@ impl Ended {
     }
 }
 
+impl Ended {
+    /// The exit status after Envoy was asked to end. Before it handles the signal, as it starts, the signal ends it.
+    pub(crate) fn status_on_request(self) -> u8 {
+        match self {
+            Self::Killed(Signal::SIGTERM) => 0,
+            other => other.status(),
+        }
+    }
+}
+
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

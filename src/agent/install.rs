@@ -26,6 +26,6 @@ fn copy_to(target: &Path, folder: &Path) -> anyhow::Result<()> {
     std::io::copy(&mut source, &mut file)?;
     // The mask of the process may have taken bits away.
     file.as_file().set_permissions(Permissions::from_mode(0o755))?;
-    file.persist(&target)?;
+    file.persist(target)?;
     Ok(())
 }

@@ -159,5 +159,5 @@ async fn stop(
         }
     };
     tracing::info!(%ended, "Envoy has ended");
-    Ok(ended.status())
+    Ok(ended.status_on_request())
 }

@@ -117,8 +117,8 @@ struct RunArgs {
     #[arg(long, value_name = "IP", env = "INSTANCE_IP")]
     ip: IpAddr,
     /// All addresses of the pod, separated by commas
-    #[arg(long, value_name = "IPS", env = "INSTANCE_IPS", value_delimiter = ',')]
-    other_ips: Vec<IpAddr>,
+    #[arg(long, value_name = "IPS", env = "INSTANCE_IPS", value_parser = addresses, default_value = "")]
+    other_ips: Addresses,
     /// The service account of the pod, to which the token belongs
     #[arg(long, value_name = "NAME", env = "SERVICE_ACCOUNT", value_parser = dns_name)]
     service_account: Option<String>,
@@ -192,6 +192,17 @@ enum Intercept {
 /// The application's metrics, unless they are turned off.
 #[derive(Debug, Clone)]
 struct MetricsFlag(Option<ApplicationMetrics>);
+
+/// Addresses in the order in which they are given.
+#[derive(Debug, Clone)]
+struct Addresses(Vec<IpAddr>);
+
+fn addresses(text: &str) -> Result<Addresses, String> {
+    let items = text.split(',').filter(|item| !item.is_empty());
+    let addresses =
+        items.map(|item| item.parse().map_err(|_| format!("{item:?} is not an IP address")));
+    addresses.collect::<Result<_, _>>().map(Addresses)
+}
 
 fn probes(text: &str) -> Result<Probes, String> {
     Probes::parse(text)
@@ -270,7 +281,7 @@ impl RunArgs {
             },
             labels: labels.into_iter().collect(),
             cluster_id: self.cluster_id,
-            other_ips: self.other_ips.into_iter().filter(|ip| *ip != self.ip).collect(),
+            other_ips: self.other_ips.0.into_iter().filter(|ip| *ip != self.ip).collect(),
             node_name: self.node_name,
             locality: None::<Locality>,
             interception: match self.interception {
@@ -372,7 +383,7 @@ mod tests {
         for (flag, value, part) in [
             ("--probes", "{\"/x\": {}}", "\"/x\" is neither"),
             ("--metrics", "{\"port\": \"x\"}", "\"x\" is not a port"),
-            ("--other-ips", "10.1", "invalid IP address"),
+            ("--other-ips", "10.1", "\"10.1\" is not an IP address"),
             ("--interception", "TPROXY", "possible values: REDIRECT, NONE"),
             ("--drain", "5s", "invalid digit"),
         ] {
