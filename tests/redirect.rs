@@ -18,13 +18,15 @@ def serve(family, port):
     def answer():
         while True:
             stream = listener.accept()[0]
-            if family == socket.AF_INET:
-                at = stream.getsockopt(socket.SOL_IP, 80, 16)
-                address = socket.inet_ntop(family, at[4:8])
-            else:
-                at = stream.getsockopt(socket.IPPROTO_IPV6, 80, 28)
-                address = socket.inet_ntop(family, at[8:24])
-            port = struct.unpack("!H", at[2:4])[0]
+            try:
+                level, length = (socket.SOL_IP, 16) if family == socket.AF_INET else (41, 28)
+                at = stream.getsockopt(level, 80, length)
+                address = at[4:8] if family == socket.AF_INET else at[8:24]
+                address = socket.inet_ntop(family, address)
+                port = struct.unpack("!H", at[2:4])[0]
+            except OSError:
+                # Nothing is redirected in this network.
+                address, port = stream.getsockname()[:2]
             stream.sendall(f"{sys.argv[1]} {address} {port}".encode())
             stream.close()
     threading.Thread(target=answer).start()
