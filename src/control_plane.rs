@@ -33,7 +33,7 @@ use crate::status::Published;
 use crate::store::Store;
 use crate::tls::follow_folder;
 use crate::webhook::{
-    self, CertificateSource, Issuer, Reviewer, SecretState, Webhook, WebhookOptions,
+    self, CertificateSource, Injector, Issuer, Reviewer, SecretState, Webhook, WebhookOptions,
 };
 use crate::xds::connections::Connections;
 use crate::xds::server::{Ads, SecurePort};
@@ -85,7 +85,7 @@ pub struct Options {
     pub secure: Option<SecureOptions>,
     /// The address of the admin listener; port 0 picks a free port.
     pub admin_listen: SocketAddr,
-    /// The validating webhook; `None` if it is off.
+    /// The webhooks; `None` if all of them are off.
     pub webhook: Option<WebhookOptions>,
     /// The address of the listener for the gates of rollout tools; `None` if only the admin listener serves them.
     pub gates_listen: Option<SocketAddr>,
@@ -149,10 +149,12 @@ impl ControlPlane {
             anyhow::bail!("the snapshot thread ended")
         });
         let webhook = Webhook::new(metrics.webhook());
+        let (authority_sender, authority) = watch::channel(None);
         let admin = Admin {
             ready: ready.clone(),
             sync,
             webhook: options.webhook.as_ref().map(|_| webhook.health()),
+            authority: options.secure.as_ref().map(|_| authority),
             metrics,
             snapshots,
             connections: Arc::default(),
@@ -167,7 +169,8 @@ impl ControlPlane {
         let served = listeners.webhook.zip(options.webhook);
         let issuer = services.serve_webhook(served, webhook, reviews)?;
         let secure = listeners.secure.zip(options.secure);
-        let secure = secure.map(|(listener, options)| services.secure(listener, options));
+        let secure =
+            secure.map(|(listener, options)| services.secure(listener, options, authority_sender));
         let (secure, keeper) = secure.transpose()?.unzip();
         services.take_part(options.status, issuer, keeper);
         services.serve_pages(listeners.pages, listeners.gates, options.admin_limits);
@@ -325,7 +328,7 @@ impl Services {
         }
     }
 
-    /// Serves the webhook if it is on. Returns what keeps its certificate while this replica is elected.
+    /// Serves the webhooks that are on. Returns what keeps its certificate while this replica is elected.
     fn serve_webhook(
         &mut self,
         served: Option<(TcpListener, WebhookOptions)>,
@@ -338,7 +341,11 @@ impl Services {
         let Admin { metrics, closing, .. } = &self.admin;
         let Reviews { selection, mesh, stores } = reviews;
         let domain = mesh.domain.clone();
-        let router = webhook::router(Reviewer::new(selection, mesh, stores, metrics.webhook()));
+        let reviewer =
+            options.validation.then(|| Reviewer::new(selection, mesh, stores, metrics.webhook()));
+        let injector =
+            options.injection.clone().map(|options| Injector::new(options, metrics.injection()));
+        let router = webhook::router(reviewer, injector);
         let admission = Arc::new(Admission::new(options.limits, "webhook", metrics));
         let (tls, stop) = (webhook.tls()?, closing.clone());
         self.tasks.spawn(async move {
@@ -346,18 +353,19 @@ impl Services {
             admission::serve_tls(listener, router, admission, protocol, tls, stop).await;
             Ok(())
         });
-        Ok(self.follow_certificate(options.certificate, webhook.into(), &domain))
+        Ok(self.follow_certificate(options, webhook.into(), &domain))
     }
 
     /// Serves the webhook's certificate as its source changes. Returns what keeps it while this replica is elected.
     fn follow_certificate(
         &mut self,
-        source: CertificateSource,
+        options: WebhookOptions,
         webhook: Arc<Webhook>,
         domain: &str,
     ) -> Option<Issuer> {
         let stop = self.admin.closing.clone();
-        match source {
+        let configurations = options.configurations();
+        match options.certificate {
             CertificateSource::Folder(folder) => {
                 self.tasks.spawn(async move {
                     let follow = follow_folder(&folder, |read| webhook.read(read));
@@ -370,7 +378,8 @@ impl Services {
                 let client = self.client.clone()?;
                 let (sender, secret) = watch::channel(SecretState::default());
                 let (api, kept) = (client.clone(), webhook.clone());
-                let issuer = Issuer::new(api, &namespace, domain, lifetime, kept, secret);
+                let place = (&*namespace, domain);
+                let issuer = Issuer::new(api, place, lifetime, configurations, kept, secret);
                 self.tasks.spawn(async move {
                     let follow = webhook::follow_secret(client, &namespace, &webhook, sender);
                     stop.run_until_cancelled(follow).await;

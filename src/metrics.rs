@@ -1,7 +1,7 @@
 //! Prometheus metrics. Names are Istio's if the meaning is the same.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -178,6 +178,104 @@ impl WebhookMetrics {
     }
 }
 
+/// What became of a request for a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InjectionResult {
+    /// The pod gets one.
+    Injected,
+    /// It stays as it is.
+    Skipped,
+    /// It cannot get one, or weir could not answer.
+    Failed,
+}
+
+/// The metrics of sidecar injection, with Istio's names.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct InjectionMetrics {
+    requests: Counter,
+    injected: Counter,
+    skipped: Counter,
+    failed: Counter,
+}
+
+impl InjectionMetrics {
+    /// Counts a request.
+    pub(crate) fn count(&self, result: InjectionResult) {
+        self.requests.inc();
+        self.counter(result).inc();
+    }
+
+    fn counter(&self, result: InjectionResult) -> &Counter {
+        match result {
+            InjectionResult::Injected => &self.injected,
+            InjectionResult::Skipped => &self.skipped,
+            InjectionResult::Failed => &self.failed,
+        }
+    }
+
+    /// How many requests had this result.
+    #[cfg(test)]
+    pub(crate) fn count_of(&self, result: InjectionResult) -> u64 {
+        self.counter(result).get()
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        for (name, help, counter) in [
+            ("sidecar_injection_requests", "Requests for sidecars", &self.requests),
+            ("sidecar_injection_success", "Pods that got a sidecar", &self.injected),
+            ("sidecar_injection_skip", "Pods that are to have no sidecar", &self.skipped),
+            (
+                "sidecar_injection_failure",
+                "Pods that cannot get a sidecar, and requests that weir could not answer",
+                &self.failed,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+    }
+}
+
+/// The metrics of identities and of the certificate authority.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct IdentityMetrics {
+    tokens: Family<ResultLabel, Counter>,
+    /// The certificates that were signed for workloads.
+    pub certificates: Counter,
+    expiry: Gauge,
+}
+
+impl IdentityMetrics {
+    /// Counts a token that was presented: accepted, refused, or unavailable if nobody could check it.
+    pub(crate) fn identified(&self, result: &'static str) {
+        self.tokens.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Until when the authority's certificates are valid.
+    pub(crate) fn set_expiry(&self, at: SystemTime) {
+        let seconds = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "weir_tokens",
+            "Tokens of clients on the TLS port, by result: accepted, refused, or unavailable if the API server could not \
+             be asked",
+            self.tokens.clone(),
+        );
+        registry.register(
+            "weir_certificates_signed",
+            "Certificates signed for workloads",
+            self.certificates.clone(),
+        );
+        registry.register(
+            "weir_ca_expiry_timestamp_seconds",
+            "When the first of the authority's certificates expires, in seconds since 1970; 0 without an authority",
+            self.expiry.clone(),
+        );
+    }
+}
+
 /// All metrics and their registry.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -201,6 +299,8 @@ pub(crate) struct Metrics {
     refusals: Family<RefusalLabels, Counter>,
     status: StatusMetrics,
     webhook: WebhookMetrics,
+    injection: InjectionMetrics,
+    identity: IdentityMetrics,
 }
 
 /// The bucket bounds of `pilot_proxy_convergence_time` in seconds: Istio's, and shorter ones.
@@ -230,11 +330,15 @@ impl Default for Metrics {
             refusals: Family::default(),
             status: StatusMetrics::default(),
             webhook: WebhookMetrics::default(),
+            injection: InjectionMetrics::default(),
+            identity: IdentityMetrics::default(),
         };
         this.register_istios();
         this.register_weirs();
         this.status.register(&mut this.registry);
         this.webhook.register(&mut this.registry);
+        this.injection.register(&mut this.registry);
+        this.identity.register(&mut this.registry);
         this
     }
 }
@@ -369,6 +473,16 @@ impl Metrics {
     /// The metrics of the webhook.
     pub(crate) fn webhook(&self) -> WebhookMetrics {
         self.webhook.clone()
+    }
+
+    /// The metrics of sidecar injection.
+    pub(crate) fn injection(&self) -> InjectionMetrics {
+        self.injection.clone()
+    }
+
+    /// The metrics of identities and of the certificate authority.
+    pub(crate) fn identity(&self) -> IdentityMetrics {
+        self.identity.clone()
     }
 
     /// The metrics of a resource that the clients of a port share.

@@ -12,7 +12,7 @@ use crate::support::kube::KubeCluster;
 use crate::support::mesh::{Serve, until};
 use crate::support::process::free_port;
 
-const OBJECTS: [&str; 20] = [
+const OBJECTS: [&str; 23] = [
     "namespace/weir-system",
     "serviceaccount/weir",
     "clusterrole/weir",
@@ -29,6 +29,9 @@ const OBJECTS: [&str; 20] = [
     "clusterrolebinding/weir-webhook",
     "role/weir-webhook",
     "rolebinding/weir-webhook",
+    "mutatingwebhookconfiguration/weir-sidecar-injector",
+    "clusterrole/weir-sidecar-injector",
+    "clusterrolebinding/weir-sidecar-injector",
     "clusterrole/weir-identity",
     "clusterrolebinding/weir-identity",
     "role/weir-identity",
@@ -98,7 +101,7 @@ impl Weir {
             .args(["--admin-listen", &format!("127.0.0.1:{admin}")])
             .args(["--pod-namespace", "weir-system", "--pod-name", "weir-0"])
             .args(["--replicas-service", "weir-replicas", "--status-lease", "6"])
-            .args(["--webhook", "on", "--webhook-listen", "127.0.0.1:0"])
+            .args(["--webhook", "on", "--injection", "on", "--webhook-listen", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stderr(File::create(&log).unwrap())
             .spawn()
@@ -299,6 +302,9 @@ async fn allow_verb(
     cluster.kubectl_ok(&[role, &["--type=json", "-p", &patch]].concat());
     let account = account.to_str().expect("UTF-8");
     let object = match (role.contains(&"clusterrole"), verb) {
+        (true, _) if role.contains(&"weir-sidecar-injector") => {
+            "mutatingwebhookconfigurations/weir-sidecar-injector"
+        }
         (true, _) => "validatingwebhookconfigurations/weir",
         (false, "create") => "secrets",
         (false, _) => "secrets/weir-webhook-cert",
@@ -308,10 +314,26 @@ async fn allow_verb(
         .await;
 }
 
-/// The authority in the webhook configuration; empty before weir has written it.
+/// The webhook configurations, and how many webhooks they have.
+const CONFIGURATIONS: [(&str, &str, usize); 2] = [
+    ("validatingwebhookconfiguration", "weir", 1),
+    ("mutatingwebhookconfiguration", "weir-sidecar-injector", 4),
+];
+
+/// The authority in the webhook configurations; empty before weir has written it into all of them.
 fn ca_bundle(cluster: &KubeCluster) -> String {
-    let path = "jsonpath={.webhooks[0].clientConfig.caBundle}";
-    cluster.kubectl_ok(&["get", "validatingwebhookconfiguration", "weir", "-o", path])
+    let path = "jsonpath={.webhooks[*].clientConfig.caBundle}";
+    let mut all = Vec::new();
+    for (kind, name, count) in CONFIGURATIONS {
+        let bundles = cluster.kubectl_ok(&["get", kind, name, "-o", path]);
+        let bundles: Vec<_> = bundles.split_whitespace().map(str::to_owned).collect();
+        if bundles.len() < count {
+            return String::new();
+        }
+        all.extend(bundles);
+    }
+    let first = all.remove(0);
+    if all.iter().all(|bundle| *bundle == first) { first } else { String::new() }
 }
 
 /// kubectl in the namespace of weir.
@@ -331,9 +353,10 @@ async fn weir_keeps_the_certificate_of_its_webhook_with_its_roles() {
     until("the authority is in the configuration", async || !ca_bundle(&cluster).is_empty()).await;
     // A configuration that somebody writes anew gets it again, and so does a Secret.
     let remove = r#"[{"op": "remove", "path": "/webhooks/0/clientConfig/caBundle"}]"#;
-    let patch = ["patch", "validatingwebhookconfiguration", "weir", "--type=json", "-p", remove];
-    cluster.kubectl_ok(&patch);
-    until("the authority is back", async || !ca_bundle(&cluster).is_empty()).await;
+    for (kind, name, _) in CONFIGURATIONS {
+        cluster.kubectl_ok(&["patch", kind, name, "--type=json", "-p", remove]);
+        until("the authority is back", async || !ca_bundle(&cluster).is_empty()).await;
+    }
     let before = ca_bundle(&cluster);
     delete_certificate(&cluster);
     until("another authority is there", async || {
@@ -353,12 +376,16 @@ async fn weir_needs_each_verb_for_the_certificate_of_its_webhook() {
     // Another role lets weir create Secrets as well.
     in_weir_system(&cluster, &["delete", "rolebinding", "weir-identity"]);
     let configuration = (&["patch", "clusterrole", "weir-webhook"][..], 0);
+    let injection = (&["patch", "clusterrole", "weir-sidecar-injector"][..], 0);
     let role = &["-n", "weir-system", "patch", "role", "weir-webhook"][..];
     let (created, kept) = ((role, 0), (role, 1));
     for (rule, verb, others, resource) in [
         (configuration, "list", &["watch", "patch"][..], "validatingwebhookconfigurations"),
         (configuration, "watch", &["list", "patch"], "validatingwebhookconfigurations"),
         (configuration, "patch", &["list", "watch"], "validatingwebhookconfigurations"),
+        (injection, "list", &["watch", "patch"], "mutatingwebhookconfigurations"),
+        (injection, "watch", &["list", "patch"], "mutatingwebhookconfigurations"),
+        (injection, "patch", &["list", "watch"], "mutatingwebhookconfigurations"),
         (kept, "list", &["watch", "update"], "secrets"),
         (kept, "watch", &["list", "update"], "secrets"),
         (kept, "update", &["list", "watch"], "secrets"),
@@ -467,7 +494,7 @@ fn what_the_chart_renders_fits_a_cluster() {
     let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
     assert_eq!(
         found,
-        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--xds-listen=[::]:15010","--webhook=on","--identity=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--xds-listen=[::]:15010","--webhook=on","--injection=on","--identity=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
     );
 }
 
@@ -480,6 +507,8 @@ fn the_chart_refuses_values_that_mean_nothing() {
         "topologySpread=Never",
         "webhook.failurePolicy=Maybe",
         "webhook.timeoutSeconds=1",
+        "injection.failurePolicy=Maybe",
+        "injection.timeoutSeconds=1",
         "networkPolicy.webhookFrom={everywhere}",
         "serve.onlyNamespace=true,serve.discoverySelectors={a=b}",
     ] {

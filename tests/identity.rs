@@ -336,6 +336,14 @@ async fn a_stream_belongs_to_whom_its_token_says() {
     let expired = world.refused(Some(&expired), &WEB_0).await;
     assert!(expired.starts_with("the token is not valid"), "{expired}");
 
+    let state = world.serve.admin().get("/ready?verbose").await.unwrap();
+    let state = String::from_utf8_lossy(&state).into_owned();
+    assert!(state.contains("[+] certificate authority: valid until "), "{state}");
+    assert!(state.contains("; trusted roots: 1\n"), "{state}");
+    let metrics = world.serve.admin().get("/metrics").await.unwrap();
+    let metrics = String::from_utf8_lossy(&metrics).into_owned();
+    assert!(metrics.contains("weir_tokens_total{result=\"accepted\"}"), "{metrics}");
+    assert!(metrics.contains("weir_tokens_total{result=\"refused\"}"), "{metrics}");
     // The port in plain text serves whoever reaches it.
     let plain = format!("http://127.0.0.1:{}", world.serve.xds);
     AggregatedDiscoveryServiceClient::connect(plain).await.unwrap();
@@ -442,16 +450,30 @@ async fn a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap() {
     // Both are trusted while the old one still signs, and after the new one does.
     let both = format!("{made}{provided}");
     world.roots = world.roots_in("shop", |roots| roots == both).await;
-    let signer = async |csr: &str| world.sign(Some(&token), csr, 0).await.unwrap().pop().unwrap();
-    assert_eq!(signer(&csr).await, made);
-    until("the provided authority signs", async || signer(&csr).await == provided).await;
+    assert!(issuer(&world.sign(Some(&token), &csr, 0).await.unwrap()).contains("weir root"));
+    until("the provided authority signs", async || {
+        let chain = world.sign(Some(&token), &csr, 0).await.unwrap();
+        assert_eq!(
+            chain.last().unwrap().matches("BEGIN CERTIFICATE").count(),
+            2,
+            "agents trust both"
+        );
+        issuer(&chain).contains("CN=provided")
+    })
+    .await;
     world.roots_in("shop", |roots| roots == format!("{provided}{made}")).await;
     world.ask(Some(&token), &WEB_0).await.unwrap();
 
     // One that cannot be used changes nothing.
     let broken = r#"{"data":{"ca-key.pem":"bm8ga2V5"}}"#;
     world.cluster.kubectl_ok(&["-n", "weir-system", "patch", "secret", "cacerts", "-p", broken]);
-    assert_eq!(signer(&csr).await, provided);
+    assert!(issuer(&world.sign(Some(&token), &csr, 0).await.unwrap()).contains("CN=provided"));
+}
+
+/// Who has signed the first certificate of a chain.
+fn issuer(chain: &[String]) -> String {
+    let leaf = CertificateDer::from_pem_slice(chain[0].as_bytes()).unwrap();
+    x509_parser::parse_x509_certificate(&leaf).unwrap().1.issuer().to_string()
 }
 
 /// Writes a root and its key.

@@ -27,6 +27,7 @@ mod explain;
 mod fuzz;
 mod hosts;
 mod identity;
+mod injection;
 mod kube_envoy;
 mod kube_harness;
 mod log;

@@ -41,14 +41,14 @@ const NAME: &str = "weir.weir-system.svc";
 const ADDRESSES: [&str; 2] = ["10.1.0.1", "10.1.0.2"];
 
 /// An API server with weir's manifests and the canary of the examples.
-struct World {
-    cluster: KubeCluster,
-    client: kube::Client,
+pub(crate) struct World {
+    pub cluster: KubeCluster,
+    pub client: kube::Client,
     account: std::path::PathBuf,
 }
 
 impl World {
-    async fn start(test: &str) -> Option<Self> {
+    pub(crate) async fn start(test: &str) -> Option<Self> {
         let cluster = KubeCluster::start(test)?;
         cluster.apply_crds();
         cluster.apply_kustomization("deploy", &[]);
@@ -59,7 +59,7 @@ impl World {
     }
 
     /// A replica with the permissions of the manifests, and an endpoint of the Service.
-    async fn replica(&self, n: usize, more: &[&str]) -> Replica {
+    pub(crate) async fn replica(&self, n: usize, more: &[&str]) -> Replica {
         let (xds, admin, webhook) = (free_port(), free_port(), free_port());
         let pod = format!("weir-{n}");
         let listen = format!("0.0.0.0:{webhook}");
@@ -79,7 +79,7 @@ impl World {
         self.cluster.kubectl_ok(&["-n", "weir-system", "delete", "endpointslice", &replica.pod]);
     }
 
-    fn apply(&self, object: &Value, more: &[&str]) -> Output {
+    pub(crate) fn apply(&self, object: &Value, more: &[&str]) -> Output {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), object.to_string()).unwrap();
         let args = ["apply", "-f", file.path().to_str().unwrap()];
@@ -108,9 +108,9 @@ impl World {
 }
 
 /// A replica and the port of its webhook.
-struct Replica {
+pub(crate) struct Replica {
     pod: String,
-    serve: Serve,
+    pub serve: Serve,
     webhook: u16,
 }
 
@@ -132,7 +132,7 @@ fn virtual_service(name: &str, host: &str, weight: i64) -> Value {
     })
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 

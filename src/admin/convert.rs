@@ -6,6 +6,7 @@ use envoy_types::pb::google::protobuf::{Any, Timestamp};
 
 use super::api::v1;
 use crate::api::{Kind, ObjectKey};
+use crate::ca::Current;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType};
 use crate::source::sync::{KindSync, SyncState};
@@ -42,6 +43,16 @@ impl From<&Health> for v1::Webhook {
     fn from(health: &Health) -> Self {
         let valid_until = health.valid_until.map(timestamp);
         Self { works: health.works(), valid_until, problems: health.problems.clone() }
+    }
+}
+
+impl From<Option<&Current>> for v1::CertificateAuthority {
+    fn from(current: Option<&Current>) -> Self {
+        let valid_until = current.and_then(|at| jiff::Timestamp::try_from(at.valid_until()).ok());
+        Self {
+            valid_until: valid_until.map(timestamp),
+            roots: current.map_or(0, Current::root_count),
+        }
     }
 }
 

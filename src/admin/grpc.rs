@@ -271,7 +271,9 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<v1::GetReadinessResponse>, Status> {
         let kinds = self.sync.borrow().iter().map(Into::into).collect();
         let webhook = self.webhook.as_ref().map(|health| v1::Webhook::from(&*health.borrow()));
-        Ok(Response::new(v1::GetReadinessResponse { ready: *self.ready.borrow(), kinds, webhook }))
+        let authority = self.authority.as_ref().map(|current| current.borrow().as_deref().into());
+        let ready = *self.ready.borrow();
+        Ok(Response::new(v1::GetReadinessResponse { ready, kinds, webhook, authority }))
     }
 
     async fn dump_proxy(

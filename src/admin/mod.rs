@@ -19,6 +19,7 @@ use axum::routing::get;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::ca::Current;
 use crate::metrics::Metrics;
 use crate::replicas::PeerAnswers;
 use crate::snapshot::SnapshotCache;
@@ -41,6 +42,8 @@ pub(crate) struct Admin {
     pub sync: watch::Receiver<Vec<KindSync>>,
     /// The state of the webhook; `None` if it is off.
     pub webhook: Option<watch::Receiver<webhook::Health>>,
+    /// What the certificate authority signs with; `None` if identity is off.
+    pub authority: Option<watch::Receiver<Option<Arc<Current>>>>,
     /// The metrics.
     pub metrics: Arc<Metrics>,
     /// The snapshots.
@@ -88,7 +91,8 @@ async fn no_such_page(headers: HeaderMap) -> Response {
         .into_response()
 }
 
-/// `/ready`, and `/ready?verbose` with a line for each kind that is read from the Kubernetes API, and one for the webhook.
+/// `/ready`, and `/ready?verbose` with a line for each kind that is read from the Kubernetes API, and one each for the
+/// webhook and the certificate authority.
 async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Response {
     let ready = *admin.ready.borrow();
     let query = query.unwrap_or_default();
@@ -102,6 +106,12 @@ async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respons
             let health = webhook.borrow();
             let sign = if health.works() { '+' } else { '-' };
             text += &format!("[{sign}] webhook: {}\n", *health);
+        }
+        if let Some(authority) = &admin.authority {
+            text += &match &*authority.borrow() {
+                Some(current) => format!("[+] certificate authority: {current}\n"),
+                None => "[-] certificate authority: it has no root yet\n".to_owned(),
+            };
         }
     }
     if ready {

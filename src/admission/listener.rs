@@ -26,6 +26,7 @@ use tracing::Instrument as _;
 use super::connection::Guarded;
 use super::paced::Paced;
 use super::{Admission, Connection, Limits};
+use crate::timer::at;
 
 /// The initial and maximum delay after a failure to accept.
 const BACKOFF: Duration = Duration::from_millis(20);
@@ -315,13 +316,6 @@ fn infallible(response: Result<axum::response::Response, Infallible>) -> axum::r
 
 fn is_grpc(content_type: &HeaderValue) -> bool {
     content_type.as_bytes().starts_with(b"application/grpc")
-}
-
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
-    }
 }
 
 impl hyper::service::Service<Request<Incoming>> for Served {

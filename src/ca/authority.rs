@@ -110,7 +110,7 @@ impl fmt::Debug for Authority {
 /// A certificate that an authority has signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Issued {
-    /// The certificate, its intermediates, and the root last, each in PEM.
+    /// The certificate and its intermediates, each in PEM.
     pub chain: Vec<String>,
     /// Until when it is valid.
     pub valid_until: SystemTime,
@@ -169,7 +169,7 @@ impl Authority {
     /// Makes a root, and returns its certificate and its key in PEM.
     ///
     /// # Errors
-    /// The machine has no randomness.
+    /// Randomness is unavailable.
     pub(super) fn make(
         trust_domain: &str,
         now: SystemTime,
@@ -206,7 +206,7 @@ impl Authority {
     /// Signs a certificate for a server with these DNS names or addresses.
     ///
     /// # Errors
-    /// The authority has expired, or a name is none.
+    /// The authority has expired, or a name is not valid.
     pub(crate) fn sign_server(
         &self,
         names: &[String],
@@ -243,7 +243,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial_number()?);
         let certificate = params.signed_by(key, &self.issuer)?;
-        let rest = self.intermediates.iter().chain([&self.root]).map(|der| pem(der));
+        let rest = self.intermediates.iter().map(|der| pem(der));
         let chain = std::iter::once(certificate.pem()).chain(rest).collect();
         Ok(Issued { chain, valid_until })
     }
@@ -271,8 +271,9 @@ impl Authority {
         self.valid_until
     }
 
-    /// Makes a certificate and checks it as its peers would.
+    /// Makes a certificate and checks it as its peers would, whose clocks may be ahead.
     fn check(&self, now: SystemTime) -> Result<(), String> {
+        let now = now + BACKDATED;
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
         let probe = self
             .sign_workload("spiffe://probe/ns/probe/sa/probe", &key, Duration::from_secs(600), now)
@@ -304,7 +305,7 @@ pub(crate) fn pem(certificate: &CertificateDer<'_>) -> String {
     )
 }
 
-/// When a certificate stops to be valid; `None` if it is none.
+/// When a certificate stops being valid; `None` if it cannot be parsed.
 pub(crate) fn end(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
     let seconds = u64::try_from(x509(certificate)?.validity().not_after.timestamp()).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
@@ -312,6 +313,12 @@ pub(crate) fn end(certificate: &CertificateDer<'_>) -> Option<SystemTime> {
 
 fn x509<'a>(certificate: &'a CertificateDer<'_>) -> Option<X509Certificate<'a>> {
     Some(parse_x509_certificate(certificate).ok()?.1)
+}
+
+/// Whether a certificate is one of an authority that is still valid.
+pub(super) fn is_valid_root(certificate: &CertificateDer<'_>, now: SystemTime) -> bool {
+    let may_sign = x509(certificate).is_some_and(|x509| check_signing(&x509).is_ok());
+    may_sign && end(certificate).is_some_and(|end| end > now)
 }
 
 /// Checks that a certificate may sign others.

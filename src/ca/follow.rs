@@ -10,27 +10,16 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
-use super::authority::{Authority, pem};
+use super::authority::{Authority, is_valid_root};
 use super::keeper::{ROOTS, ROOTS_KEY};
-use super::secret::{self, MADE, PROVIDED};
+use super::secret::{self, MADE, PROVIDED, Stored};
+use super::signing::{CaOptions, Current};
 use super::trust::{Times, Trust};
-use super::{CaOptions, Current};
+use crate::metrics::IdentityMetrics;
 use crate::source::kubernetes::object_watch::{ObjectWatch, Seen};
 
 /// The longest time between two looks at the clock, which may be set.
 const LONGEST_WAIT: std::time::Duration = std::time::Duration::from_secs(60);
-
-/// What is known about the Secrets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Stored {
-    /// Nothing yet.
-    #[default]
-    Unknown,
-    /// None of them exists.
-    Absent,
-    /// One of them exists.
-    Present,
-}
 
 /// What is known about one Secret.
 #[derive(Debug, Default)]
@@ -38,8 +27,41 @@ enum Candidate {
     #[default]
     Unknown,
     Absent,
-    /// It exists; the authority is `None` if it cannot be used.
-    Present(Option<Arc<Authority>>),
+    /// It exists.
+    Usable(Arc<Authority>),
+    /// It exists and cannot be used now. It may become valid.
+    Unusable(Box<Secret>),
+}
+
+impl Candidate {
+    fn is_present(&self) -> bool {
+        matches!(self, Self::Usable(_) | Self::Unusable(_))
+    }
+
+    fn authority(&self) -> Option<&Arc<Authority>> {
+        match self {
+            Self::Usable(authority) => Some(authority),
+            Self::Unknown | Self::Absent | Self::Unusable(_) => None,
+        }
+    }
+
+    /// Reads again what could not be used.
+    fn retry(&mut self, now: SystemTime) {
+        if let Self::Unusable(secret) = self
+            && let Ok(authority) = secret::read(secret, now)
+        {
+            *self = Self::Usable(Arc::new(authority));
+        }
+    }
+}
+
+/// What is known of the roots that were trusted before weir started.
+#[derive(Debug)]
+enum Before {
+    Unknown,
+    /// They cannot be read, for now.
+    Failed,
+    Known(Vec<CertificateDer<'static>>),
 }
 
 /// Publishes what signs and what is trusted to `current`, and whether there is a Secret to `stored`. Runs until it is
@@ -49,30 +71,44 @@ pub(crate) async fn follow(
     options: CaOptions,
     current: watch::Sender<Option<Arc<Current>>>,
     stored: watch::Sender<Stored>,
+    metrics: IdentityMetrics,
 ) {
     let namespace = options.namespace;
     let secrets = Api::<Secret>::namespaced(client.clone(), &namespace);
     let (mut provided, mut made) =
         (ObjectWatch::new(secrets.clone(), PROVIDED), ObjectWatch::new(secrets, MADE));
-    let mut trusted = ObjectWatch::new(Api::<ConfigMap>::namespaced(client, &namespace), ROOTS);
+    let trusted = ObjectWatch::new(Api::<ConfigMap>::namespaced(client, &namespace), ROOTS);
+    let mut trusted = Some(trusted);
     let times = Times { learn: options.learn, lifetime: options.lifetime };
     let mut follower = Follower {
         namespace,
         provided: Candidate::default(),
         made: Candidate::default(),
-        before: None,
+        before: Before::Unknown,
         trust: Trust::new(times),
         current,
         stored,
+        metrics,
     };
     loop {
         let due = follower.publish();
         tokio::select! {
             seen = provided.next() => follower.see(PROVIDED, seen),
             seen = made.next() => follower.see(MADE, seen),
-            seen = trusted.next(), if follower.before.is_none() => follower.see_trusted(seen),
+            seen = next(&mut trusted) => {
+                follower.see_trusted(seen);
+                // What weir itself writes then is nothing new.
+                trusted = trusted.filter(|_| !matches!(follower.before, Before::Known(_)));
+            }
             () = tokio::time::sleep(due) => {}
         }
+    }
+}
+
+async fn next(watch: &mut Option<ObjectWatch<ConfigMap>>) -> Seen<ConfigMap> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -80,11 +116,11 @@ struct Follower {
     namespace: String,
     provided: Candidate,
     made: Candidate,
-    /// The roots that were trusted when weir started, once they are known.
-    before: Option<Vec<CertificateDer<'static>>>,
+    before: Before,
     trust: Trust,
     current: watch::Sender<Option<Arc<Current>>>,
     stored: watch::Sender<Stored>,
+    metrics: IdentityMetrics,
 }
 
 impl Follower {
@@ -92,13 +128,13 @@ impl Follower {
         let namespace = &self.namespace;
         let candidate = match seen {
             Seen::Object(secret) => match secret::read(&secret, SystemTime::now()) {
-                Ok(authority) => Candidate::Present(Some(Arc::new(authority))),
+                Ok(authority) => Candidate::Usable(Arc::new(authority)),
                 Err(error) => {
                     tracing::error!(
                         secret = %format_args!("{namespace}/{name}"), %error,
                         "the certificate authority cannot be used; the one before it, if any, continues to sign"
                     );
-                    Candidate::Present(None)
+                    Candidate::Unusable(Box::new(secret))
                 }
             },
             Seen::Absent => Candidate::Absent,
@@ -113,65 +149,82 @@ impl Follower {
             _ => self.made = candidate,
         }
         self.stored.send_replace(match (&self.provided, &self.made) {
-            (Candidate::Present(_), _) | (_, Candidate::Present(_)) => Stored::Present,
             (Candidate::Absent, Candidate::Absent) => Stored::Absent,
-            (Candidate::Unknown, _) | (_, Candidate::Unknown) => Stored::Unknown,
+            (provided, made) if provided.is_present() || made.is_present() => Stored::Present,
+            _ => Stored::Unknown,
         });
     }
 
     fn see_trusted(&mut self, seen: Seen<ConfigMap>) {
-        self.before = match seen {
+        match seen {
             Seen::Object(map) => {
                 let roots = map.data.unwrap_or_default().remove(ROOTS_KEY).unwrap_or_default();
                 let roots = CertificateDer::pem_slice_iter(roots.as_bytes()).flatten();
-                Some(roots.collect())
+                let now = SystemTime::now();
+                self.before =
+                    Before::Known(roots.filter(|root| is_valid_root(root, now)).collect());
             }
-            Seen::Absent => Some(Vec::new()),
+            Seen::Absent => self.before = Before::Known(Vec::new()),
             Seen::Failed(reason) => {
                 tracing::warn!(
                     configmap = ROOTS,
                     reason,
-                    "cannot read the roots that were trusted before"
+                    "cannot read the roots that were trusted before; retrying"
                 );
-                Some(Vec::new())
+                self.before = Before::Failed;
             }
-            Seen::Works => return,
+            Seen::Works => {}
+        }
+    }
+
+    /// Takes in the authority that is to sign. The first one that signs is one that proxies know, if there is one.
+    fn change(&mut self, now: SystemTime) {
+        let (preferred, other) = match (&self.provided, &self.made) {
+            (Candidate::Unknown, _) => (None, None),
+            (Candidate::Absent, made) => (made.authority(), None),
+            (provided, made) => (provided.authority(), made.authority()),
         };
-        tracing::debug!(
-            roots = self.before.as_ref().map_or(0, Vec::len),
-            "read the roots that were trusted before"
-        );
+        let known: &[_] = match &self.before {
+            Before::Unknown => return,
+            Before::Failed => &[],
+            Before::Known(roots) => roots,
+        };
+        let Some(preferred) = preferred.cloned() else { return };
+        if self.trust.signing().is_none() {
+            if matches!(self.made, Candidate::Unknown) {
+                return;
+            }
+            let mut both = [Some(&preferred), other].into_iter().flatten();
+            if let Some(first) = both.find(|authority| known.contains(authority.root())) {
+                self.trust.change(first.clone(), now);
+            }
+        }
+        if let Before::Known(roots) = &mut self.before
+            && !roots.is_empty()
+        {
+            let roots = std::mem::take(roots);
+            self.trust.remember(&roots, now);
+        }
+        self.trust.change(preferred, now);
     }
 
     /// Publishes what holds now, and returns how long it holds.
     fn publish(&mut self) -> std::time::Duration {
         let now = SystemTime::now();
-        let authority = match (&self.provided, &self.made) {
-            (Candidate::Present(authority), _)
-            | (Candidate::Absent, Candidate::Present(authority)) => authority.clone(),
-            _ => None,
-        };
-        if let (Some(authority), Some(before)) = (authority, &mut self.before) {
-            self.trust.change(authority, now);
-            self.trust.remember(std::mem::take(before), now);
-        }
+        self.provided.retry(now);
+        self.made.retry(now);
+        self.change(now);
         let due = self.trust.advance(now);
+        let complete = matches!(self.before, Before::Known(_));
         if let Some(signing) = self.trust.signing() {
-            let roots: String = self.trust.roots().iter().map(pem).collect();
+            let new = Current::new(signing.clone(), &self.trust.roots(), complete);
             self.current.send_if_modified(|current| {
-                let same = |current: &Current| {
-                    Arc::ptr_eq(&current.signing, signing) && current.roots == roots
-                };
-                if current.as_deref().is_some_and(same) {
+                if current.as_ref().is_some_and(|current| current.is_same(&new)) {
                     return false;
                 }
-                let until = k8s_openapi::jiff::Timestamp::try_from(signing.valid_until()).ok();
-                tracing::info!(
-                    valid_until = until.map(tracing::field::display),
-                    roots = self.trust.roots().len(),
-                    "the certificate authority signs"
-                );
-                *current = Some(Arc::new(Current { signing: signing.clone(), roots }));
+                self.metrics.set_expiry(new.valid_until());
+                tracing::info!(state = %new, "the certificate authority signs");
+                *current = Some(Arc::new(new));
                 true
             });
         }

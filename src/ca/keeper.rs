@@ -14,12 +14,18 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
-use super::{CaOptions, Current, Stored, secret};
+use super::secret::{self, Stored};
+use super::signing::{CaOptions, Current};
 use crate::source::kubernetes::reason;
+use crate::timer::at;
 
 /// The ConfigMap with the roots to trust, in each namespace, and its key, as in Istio.
 pub(super) const ROOTS: &str = "istio-ca-root-cert";
 pub(super) const ROOTS_KEY: &str = "root-cert.pem";
+
+/// The label of the ConfigMaps that weir has written. It does not overwrite those of others, such as Istiod's, whose proxies
+/// would no longer trust it.
+const OWNER: (&str, &str) = ("app.kubernetes.io/managed-by", "weir");
 
 /// The namespaces without the ConfigMap, as in Istio.
 const WITHOUT_ROOTS: [&str; 3] = ["kube-public", "kube-node-lease", "local-path-storage"];
@@ -97,16 +103,18 @@ impl Keeper {
     async fn distribute(&self, valid: &watch::Receiver<Instant>) {
         let (mut namespaces, mut maps) = (self.namespaces(), self.maps());
         let mut current = self.current.clone();
-        let mut distribution = Distribution::default();
+        let mut distribution =
+            Distribution { takes_over: self.options.take_over, ..Distribution::default() };
         loop {
-            let roots = current.borrow_and_update().as_ref().map(|current| current.roots.clone());
+            let latest = current.borrow_and_update().clone().filter(|latest| latest.complete);
+            let roots = latest.map(|latest| latest.roots.clone());
             let now = Instant::now();
             let (due, again_at) = match &roots {
                 Some(roots) => distribution.due(roots, now),
                 None => (Vec::new(), None),
             };
             if let Some(roots) = roots.filter(|_| !due.is_empty()) {
-                self.write_all(due, &roots, deadline(valid)).await;
+                self.write_all(due, &roots, valid).await;
                 continue;
             }
             tokio::select! {
@@ -115,19 +123,24 @@ impl Keeper {
                 },
                 Some(event) = namespaces.next() => distribution.on_namespace(event),
                 Some(event) = maps.next() => distribution.on_map(event),
-                () = sleep_until(again_at) => {}
+                () = at(again_at) => {}
             }
         }
     }
 
-    async fn write_all(&self, namespaces: Vec<String>, roots: &str, deadline: Instant) {
+    async fn write_all(
+        &self,
+        namespaces: Vec<String>,
+        roots: &str,
+        valid: &watch::Receiver<Instant>,
+    ) {
         let writes: Vec<_> =
-            namespaces.into_iter().map(|at| self.write_before(deadline, at, roots)).collect();
+            namespaces.into_iter().map(|at| self.write_in(at, roots, valid)).collect();
         futures::stream::iter(writes).buffer_unordered(CONCURRENT).collect::<()>().await;
     }
 
-    async fn write_before(&self, deadline: Instant, namespace: String, roots: &str) {
-        let written = timeout_at(deadline, self.write(&namespace, roots)).await;
+    async fn write_in(&self, namespace: String, roots: &str, valid: &watch::Receiver<Instant>) {
+        let written = timeout_at(deadline(valid), self.write(&namespace, roots)).await;
         let written = written.unwrap_or_else(|_| Err("the API server does not answer".to_owned()));
         if let Err(reason) = written {
             tracing::warn!(configmap = ROOTS, namespace, reason, "cannot write; retrying");
@@ -138,7 +151,7 @@ impl Keeper {
         let map = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": ROOTS, "labels": {"istio.io/config": "true"}},
+            "metadata": {"name": ROOTS, "labels": {"istio.io/config": "true", OWNER.0: OWNER.1}},
             "data": {ROOTS_KEY: roots},
         });
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
@@ -192,13 +205,25 @@ struct Distribution {
     namespaces: BTreeSet<String>,
     /// The namespaces of the list in progress.
     listed: Option<BTreeSet<String>>,
-    maps: BTreeMap<String, String>,
+    maps: BTreeMap<String, Map>,
     /// The ConfigMaps of the list in progress.
-    listed_maps: Option<BTreeMap<String, String>>,
+    listed_maps: Option<BTreeMap<String, Map>>,
     /// Whether all ConfigMaps are known.
     known: bool,
     /// When each was written last.
     written: BTreeMap<String, Instant>,
+    /// Whether ConfigMaps of others are overwritten.
+    takes_over: bool,
+    /// The namespaces with ConfigMaps of others that were reported.
+    reported: BTreeSet<String>,
+}
+
+/// A ConfigMap in the API.
+#[derive(Debug)]
+struct Map {
+    roots: String,
+    /// Whether weir has written it.
+    ours: bool,
 }
 
 impl Distribution {
@@ -223,16 +248,16 @@ impl Distribution {
         match event {
             Event::Init => self.listed_maps = Some(BTreeMap::new()),
             Event::InitApply(map) => {
-                let (namespace, roots) = contents(map);
-                self.listed_maps.get_or_insert_default().insert(namespace, roots);
+                let (namespace, map) = contents(map);
+                self.listed_maps.get_or_insert_default().insert(namespace, map);
             }
             Event::InitDone => {
                 self.maps = self.listed_maps.take().unwrap_or_default();
                 self.known = true;
             }
             Event::Apply(map) => {
-                let (namespace, roots) = contents(map);
-                self.maps.insert(namespace, roots);
+                let (namespace, map) = contents(map);
+                self.maps.insert(namespace, map);
             }
             Event::Delete(map) => {
                 self.maps.remove(&map.namespace().unwrap_or_default());
@@ -248,8 +273,20 @@ impl Distribution {
         }
         self.written.retain(|_, at| *at + AGAIN > now);
         for namespace in &self.namespaces {
-            if self.maps.get(namespace).is_some_and(|present| present == roots) {
-                continue;
+            match self.maps.get(namespace) {
+                Some(map) if map.roots == roots => continue,
+                Some(map) if !map.ours && !self.takes_over => {
+                    if self.reported.insert(namespace.clone()) {
+                        tracing::warn!(
+                            namespace,
+                            configmap = ROOTS,
+                            "another controller has written other roots, which stay: give weir the same authority, or start \
+                             it with --take-over-roots"
+                        );
+                    }
+                    continue;
+                }
+                _ => {}
             }
             match self.written.get(namespace) {
                 Some(at) => {
@@ -268,22 +305,16 @@ fn wants_roots(namespace: &Namespace) -> bool {
     phase != Some("Terminating") && !WITHOUT_ROOTS.contains(&namespace.name_any().as_str())
 }
 
-/// The namespace of a ConfigMap, and its roots.
-fn contents(map: ConfigMap) -> (String, String) {
+/// The namespace of a ConfigMap, and what is in it.
+fn contents(map: ConfigMap) -> (String, Map) {
+    let ours = map.labels().get(OWNER.0).is_some_and(|owner| owner == OWNER.1);
     let roots = map.data.and_then(|mut data| data.remove(ROOTS_KEY)).unwrap_or_default();
-    (map.metadata.namespace.unwrap_or_default(), roots)
+    (map.metadata.namespace.unwrap_or_default(), Map { roots, ours })
 }
 
 /// Until when a write counts as this replica's.
 fn deadline(valid: &watch::Receiver<Instant>) -> Instant {
     (Instant::now() + WRITE).min(*valid.borrow())
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]
@@ -296,7 +327,7 @@ mod tests {
     }
 
     fn map(namespace: &str, roots: &str) -> ConfigMap {
-        let metadata = json!({"name": ROOTS, "namespace": namespace});
+        let metadata = json!({"name": ROOTS, "namespace": namespace, "labels": {OWNER.0: OWNER.1}});
         serde_json::from_value(json!({"metadata": metadata, "data": {ROOTS_KEY: roots}})).unwrap()
     }
 
@@ -321,5 +352,20 @@ mod tests {
         state.on_map(Event::Delete(map("pay", "b")));
         state.on_namespace(Event::Apply(namespace("shop", "Terminating")));
         assert_eq!(state.due("b", now + AGAIN * 2).0, ["pay"]);
+    }
+
+    #[test]
+    fn roots_of_another_controller_stay_unless_weir_is_to_take_over() {
+        let now = Instant::now();
+        for takes_over in [false, true] {
+            let mut state = Distribution { takes_over, ..Distribution::default() };
+            state.on_namespace(Event::InitApply(namespace("shop", "Active")));
+            state.on_namespace(Event::InitDone);
+            let mut foreign = map("shop", "a");
+            foreign.metadata.labels = None;
+            state.on_map(Event::InitApply(foreign));
+            state.on_map(Event::InitDone);
+            assert_eq!(state.due("b", now).0.len(), usize::from(takes_over));
+        }
     }
 }

@@ -18,6 +18,18 @@ pub(super) const MADE: &str = "istio-ca-secret";
 /// The type of [`MADE`], as in Istio.
 const MADE_TYPE: &str = "istio.io/ca-root";
 
+/// What is known about the Secrets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stored {
+    /// Nothing yet.
+    #[default]
+    Unknown,
+    /// None of them exists.
+    Absent,
+    /// One of them exists.
+    Present,
+}
+
 /// The keys of the parts: Istio's, and those of cert-manager, which has no chain of its own.
 const ISTIO: Keys = Keys {
     certificate: "ca-cert.pem",
@@ -128,7 +140,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_intermediate_authority_signs_with_its_chain_and_the_root_last() {
+    fn an_intermediate_authority_signs_with_its_chain() {
         let (root, signing, key) = intermediate();
         let chain = format!("{signing}{root}");
         let istio = secret([
@@ -148,7 +160,7 @@ pub(super) mod tests {
                 .unwrap();
             let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
             let chain: Vec<_> = issued.chain.iter().map(|pem| der(pem)).collect();
-            assert_eq!(chain[1..], [der(&signing), der(&root)]);
+            assert_eq!(chain[1..], [der(&signing)]);
             let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).unwrap();
             assert!(leaf.subject().iter().next().is_none());
             let names = leaf.subject_alternative_name().unwrap().unwrap();
@@ -163,7 +175,7 @@ pub(super) mod tests {
     #[test]
     fn a_certificate_does_not_outlive_its_authority_or_90_days() {
         let now = SystemTime::now();
-        let (root, _) = (root(now), ());
+        let root = root(now);
         let key = KeyPair::generate().unwrap();
         let until = |lifetime, now| root.sign_workload("spiffe://a/b", &key, lifetime, now);
         assert_eq!(until(HOUR, now).unwrap().valid_until, now + HOUR);

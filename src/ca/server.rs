@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::CertificateAuthority;
+use super::signing::CertificateAuthority;
 use crate::tls::{Presenter, ServedCertificate};
 
 /// The delay before a failed attempt is repeated.

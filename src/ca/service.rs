@@ -7,17 +7,22 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService, UnaryService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
-use super::{CertificateAuthority, LONGEST_LIFETIME, SignError};
-use crate::admission::Exchange;
-use crate::identity::{TokenError, TokenReviewer};
+use super::authority::LONGEST_LIFETIME;
+use super::signing::{CertificateAuthority, SignError};
+use crate::admission::{Exchange, Exhausted};
+use crate::identity::{Identity, TokenError, TokenReviewer};
 
 /// The largest request in bytes, with metadata that is not read.
-const LONGEST: usize = 64 << 10;
+const LONGEST: usize = 16 << 10;
+
+/// How long a request may take to be complete.
+const BODY: Duration = Duration::from_secs(10);
 
 /// A request for a certificate. Field numbers as in Istio's API; fields that are not read are left out.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -51,19 +56,41 @@ impl CertificateService {
         Self { authority, tokens }
     }
 
-    async fn create(
-        &self,
-        request: Request<CertificateRequest>,
-    ) -> Result<CertificateResponse, Status> {
-        let identity = self.tokens.identify(request.metadata().as_ref()).await?;
-        if let Some(exchange) = request.extensions().get::<Arc<Exchange>>() {
-            exchange.makes_sense();
-        }
-        let CertificateRequest { csr, validity_duration } = request.into_inner();
+    /// Answers a request whose headers identify its sender. Its body is read only then.
+    async fn answer(&self, request: http::Request<Body>) -> Result<http::Response<Body>, Status> {
+        let exchange = request.extensions().get::<Arc<Exchange>>().cloned();
+        let exchange =
+            exchange.ok_or_else(|| Status::internal("the request came past admission"))?;
+        let identity = self.tokens.identify(request.headers(), exchange.peer()).await?;
+        exchange.is_in_use();
+        let exhausted = |why: Exhausted| Status::resource_exhausted(why.to_string());
+        let _hold = exchange.hold(LONGEST).map_err(exhausted)?;
+        let signing = Signing { authority: self.authority.clone(), identity, exchange };
+        let mut grpc = Grpc::new(ProstCodec::default()).max_decoding_message_size(LONGEST);
+        timeout(BODY, grpc.unary(signing, request)).await.map_err(|_| {
+            Status::deadline_exceeded(format!(
+                "the request was not complete within {} s",
+                BODY.as_secs()
+            ))
+        })
+    }
+}
+
+/// Signs for a client that is identified.
+struct Signing {
+    authority: CertificateAuthority,
+    identity: Identity,
+    exchange: Arc<Exchange>,
+}
+
+impl Signing {
+    fn sign(&self, request: CertificateRequest) -> Result<CertificateResponse, Status> {
+        let CertificateRequest { csr, validity_duration } = request;
         let lifetime = lifetime(validity_duration)?;
-        let issued = self.authority.sign_request(&identity, &csr, lifetime)?;
-        tracing::debug!(%identity, "signed a certificate");
-        Ok(CertificateResponse { cert_chain: issued.chain })
+        let cert_chain = self.authority.sign_request(&self.identity, &csr, lifetime)?;
+        self.exchange.makes_sense();
+        tracing::debug!(identity = %self.identity, "signed a certificate");
+        Ok(CertificateResponse { cert_chain })
     }
 }
 
@@ -112,13 +139,12 @@ impl NamedService for CertificateService {
 
 type BoxFuture<T, E> = std::pin::Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 
-impl UnaryService<CertificateRequest> for CertificateService {
+impl UnaryService<CertificateRequest> for Signing {
     type Response = CertificateResponse;
-    type Future = BoxFuture<Response<CertificateResponse>, Status>;
+    type Future = std::future::Ready<Result<Response<CertificateResponse>, Status>>;
 
     fn call(&mut self, request: Request<CertificateRequest>) -> Self::Future {
-        let service = self.clone();
-        Box::pin(async move { service.create(request).await.map(Response::new) })
+        std::future::ready(self.sign(request.into_inner()).map(Response::new))
     }
 }
 
@@ -142,9 +168,8 @@ where
                 let known = format!("{} has the method CreateCertificate", Self::NAME);
                 return Ok(Status::unimplemented(known).into_http());
             }
-            let codec = ProstCodec::default();
-            let mut grpc = Grpc::new(codec).max_decoding_message_size(LONGEST);
-            Ok(grpc.unary(service, request.map(Body::new)).await)
+            let answer = service.answer(request.map(Body::new)).await;
+            Ok(answer.unwrap_or_else(Status::into_http))
         })
     }
 }

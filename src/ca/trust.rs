@@ -29,36 +29,47 @@ pub(super) struct Trust {
     next: Option<(Arc<Authority>, SystemTime)>,
     /// The roots that no longer sign, and until when they are trusted.
     retired: Vec<(CertificateDer<'static>, SystemTime)>,
+    /// Since when each root is trusted.
+    since: Vec<(CertificateDer<'static>, SystemTime)>,
 }
 
 impl Trust {
     /// Without any authority.
     pub(super) fn new(times: Times) -> Self {
-        Self { times, signing: None, next: None, retired: Vec::new() }
+        Self { times, signing: None, next: None, retired: Vec::new(), since: Vec::new() }
     }
 
-    /// Trusts roots that were trusted before weir started, for as long as certificates by them may be valid.
-    pub(super) fn remember(&mut self, roots: Vec<CertificateDer<'static>>, now: SystemTime) {
+    /// Trusts roots that were trusted before weir started, for as long as certificates by them may be valid. Proxies have
+    /// learned of them.
+    pub(super) fn remember(&mut self, roots: &[CertificateDer<'static>], now: SystemTime) {
         let known = self.roots();
-        for root in roots.into_iter().filter(|root| !known.contains(root)) {
-            self.retire(root, now);
+        for root in roots {
+            if !known.contains(root) {
+                self.retire(root.clone(), now);
+            }
+            self.since.retain(|(known, _)| known != root);
+            self.since.push((root.clone(), SystemTime::UNIX_EPOCH));
         }
     }
 
     /// Takes in the authority that is to sign from now on.
     pub(super) fn change(&mut self, authority: Arc<Authority>, now: SystemTime) {
         self.advance(now);
-        let current = self.next.as_ref().map(|(next, _)| next).or(self.signing.as_ref());
-        if current.is_some_and(|current| current.is_same(&authority)) {
+        let Some(signing) = &self.signing else {
+            self.sign_with(authority, now);
+            return;
+        };
+        if signing.is_same(&authority) {
+            self.next = None;
             return;
         }
-        let trusted = self.roots().contains(authority.root())
-            && self.next.as_ref().is_none_or(|(next, _)| next.root() != authority.root());
-        if self.signing.is_none() || trusted {
-            self.sign_with(authority, now);
-        } else {
-            self.next = Some((authority, now + self.times.learn));
+        if self.next.as_ref().is_some_and(|(next, _)| next.is_same(&authority)) {
+            return;
         }
+        let since = self.since.iter().find(|(root, _)| root == authority.root());
+        let since = since.map_or(now, |(_, since)| *since);
+        self.next = Some((authority, since + self.times.learn));
+        self.advance(now);
     }
 
     /// Does what is due, and returns when something is due again.
@@ -67,6 +78,13 @@ impl Trust {
             self.sign_with(next, now);
         }
         self.retired.retain(|(_, until)| *until > now);
+        let roots = self.roots();
+        self.since.retain(|(root, _)| roots.contains(root));
+        for root in roots {
+            if !self.since.iter().any(|(known, _)| *known == root) {
+                self.since.push((root, now));
+            }
+        }
         let next = self.next.as_ref().map(|(_, at)| *at);
         self.retired.iter().map(|(_, until)| *until).chain(next).min()
     }
@@ -168,11 +186,32 @@ mod tests {
     }
 
     #[test]
+    fn an_authority_signs_at_once_if_its_root_has_been_trusted_for_long_enough() {
+        let (mut trust, now) = (Trust::new(TIMES), SystemTime::now());
+        let [first, second] = [root(now), root(now + MINUTE)];
+        trust.change(first.clone(), now);
+        trust.remember(second.roots(), now);
+        trust.change(second.clone(), now);
+        assert!(signs(&trust, &second), "it was trusted before weir started");
+
+        let mut trust = Trust::new(TIMES);
+        trust.change(first.clone(), now);
+        trust.change(second.clone(), now);
+        trust.change(first.clone(), now + MINUTE / 2);
+        trust.change(second.clone(), now + MINUTE / 2);
+        assert!(signs(&trust, &first), "what was taken back is no longer known");
+        trust.advance(now + MINUTE * 3 / 2);
+        assert!(signs(&trust, &second));
+        trust.change(first.clone(), now + MINUTE * 2);
+        assert!(signs(&trust, &first), "its root is still trusted");
+    }
+
+    #[test]
     fn roots_of_the_time_before_a_restart_stay_trusted() {
         let (mut trust, now) = (Trust::new(TIMES), SystemTime::now());
         let [old, new] = [root(now), root(now + MINUTE)];
         trust.change(new.clone(), now);
-        trust.remember([old.roots(), new.roots()].concat(), now);
+        trust.remember(&[old.roots(), new.roots()].concat(), now);
         assert_eq!(trust.roots(), [new.roots(), old.roots()].concat());
         trust.advance(now + TIMES.lifetime);
         assert_eq!(trust.roots(), new.roots());

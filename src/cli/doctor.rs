@@ -42,7 +42,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let answer = client.get_readiness(request).await.map_err(status_error)?.into_inner();
     args.output.print(&proto_json::message_to_json(&answer)?, || text(&answer))?;
     let webhook = answer.webhook.as_ref().is_none_or(|webhook| webhook.works);
-    let all_well = answer.ready && answer.kinds.iter().all(is_well) && webhook;
+    let signs = answer.authority.as_ref().is_none_or(|authority| authority.valid_until.is_some());
+    let all_well = answer.ready && answer.kinds.iter().all(is_well) && webhook && signs;
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -53,13 +54,14 @@ fn is_well(kind: &v1::KindSync) -> bool {
 fn text(answer: &v1::GetReadinessResponse) -> String {
     let ready = if answer.ready { "weir is ready\n" } else { "weir is not ready\n" };
     let webhook = answer.webhook.as_ref().map(webhook).unwrap_or_default();
+    let parts = webhook + &answer.authority.as_ref().map(authority).unwrap_or_default();
     if answer.kinds.is_empty() {
-        return format!("{ready}objects are read from a folder\n{webhook}");
+        return format!("{ready}objects are read from a folder\n{parts}");
     }
     let rows = answer.kinds.iter().map(|kind| {
         [kind.resource.clone(), word(kind.state()).to_owned(), age(kind), advice(kind)]
     });
-    format!("{ready}{webhook}\n{}", table(["RESOURCE", "STATE", "ANSWERED", "WHAT TO DO"], rows))
+    format!("{ready}{parts}\n{}", table(["RESOURCE", "STATE", "ANSWERED", "WHAT TO DO"], rows))
 }
 
 fn webhook(webhook: &v1::Webhook) -> String {
@@ -72,6 +74,20 @@ fn webhook(webhook: &v1::Webhook) -> String {
     let works = if webhook.works { "works" } else { "does not work" };
     let lines = webhook.problems.iter().map(|problem| format!("  {problem}\n"));
     format!("the webhook {works}: {certificate}\n{}", lines.collect::<String>())
+}
+
+fn authority(authority: &v1::CertificateAuthority) -> String {
+    let until = authority.valid_until.as_ref();
+    match until.and_then(|until| Timestamp::from_second(until.seconds).ok()) {
+        Some(until) => {
+            let roots = authority.roots;
+            format!(
+                "the certificate authority signs: valid until {until}; trusted roots: {roots}\n"
+            )
+        }
+        None => "the certificate authority does not sign: it has no root yet; the log says why\n"
+            .to_owned(),
+    }
 }
 
 /// Whether the API has not answered for so long that changes may be missing.
@@ -133,7 +149,12 @@ mod tests {
     }
 
     fn shown(age: u32) -> String {
-        text(&v1::GetReadinessResponse { ready: true, kinds: vec![kind(age)], webhook: None })
+        text(&v1::GetReadinessResponse {
+            ready: true,
+            kinds: vec![kind(age)],
+            webhook: None,
+            authority: None,
+        })
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub(crate) mod doctor;
 pub(crate) mod dump;
 mod envoy;
 pub(crate) mod explain;
+pub(crate) mod inject;
 mod log;
 pub mod objects;
 pub(crate) mod preflight;
@@ -70,6 +71,20 @@ impl MeshArgs {
             revision: self.revision.as_deref().map(Into::into),
             weights: self.weights,
         }
+    }
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+impl Switch {
+    /// Whether it is on.
+    pub(crate) fn is_on(self) -> bool {
+        self == Self::On
     }
 }
 

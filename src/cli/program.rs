@@ -43,6 +43,7 @@ enum Command {
     /// Report problems in objects, from files or a cluster
     Analyze(cli::analyze::Args),
     Preflight(cli::preflight::Args),
+    Inject(Box<cli::inject::Args>),
     Doctor(cli::doctor::Args),
     Bootstrap(Box<cli::bootstrap::Args>),
     Ps(cli::ps::Args),
@@ -66,6 +67,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Translate(args) => cli::translate::run(args),
         Command::Explain(args) => cli::explain::run(args),
+        Command::Inject(args) => cli::inject::run(*args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
         Command::Redirect(args) => cli::redirect::run(*args),
         Command::Agent(args) => {

@@ -10,9 +10,12 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::Switch;
+use super::inject::{ControlPlaneNames, SidecarArgs};
 use crate::admission::{Limits, descriptors};
 use crate::bootstrap::dns_label;
 use crate::control_plane::{ControlPlane, Options, Source};
+use crate::inject;
 use crate::replicas::{PeerOptions, StatusOptions};
 use crate::source::directory::DirectoryError;
 use crate::source::kubernetes;
@@ -28,16 +31,16 @@ use identity::{IdentityArgs, Plain, Surroundings};
   weir serve --config-dir deploy/examples/canary
   weir serve --kubeconfig ~/.kube/config
   weir serve                                  inside a cluster
-  weir serve --webhook on                     with the validating webhook
+  weir serve --webhook on --injection on      with the validating webhook and sidecar injection
 
 Reads *.yaml, *.yml and *.json files in the folder and its subfolders as soon as they are closed or
 renamed into place. A broken file or object keeps its last accepted version, and the log says why;
 deleted objects are removed.
 
 Ports: 15010 ADS in plain text; 15012 ADS over TLS and Istio's certificate API, if identity is on;
-15014 /healthz, /ready, /metrics and the API for weir ps, dump,
-splits and wait, and the gates of rollout tools; 15017 the validating webhook over HTTPS, if it is
-on. With --config-dir they listen on loopback, in a cluster on all addresses.
+15014 /healthz, /ready, /metrics and the API for weir ps, dump, splits and wait, and the gates of
+rollout tools; 15017 the webhooks over HTTPS, if they are on. With --config-dir they listen on
+loopback, in a cluster on all addresses.
 
 Exit status: 0 stopped by SIGTERM or Ctrl-C, 1 failure, 2 usage error or unreadable input.")]
 pub(crate) struct Args {
@@ -62,6 +65,8 @@ pub(crate) struct Args {
     status: StatusArgs,
     #[command(flatten)]
     webhook: WebhookArgs,
+    #[command(flatten)]
+    sidecar: SidecarArgs,
     #[command(flatten)]
     identity: IdentityArgs,
     /// The address of the ADS listener in plain text, where everyone is served, or off [default: port 15010; with
@@ -131,7 +136,7 @@ struct StatusArgs {
     status_lease: Duration,
 }
 
-/// Flags of the validating webhook.
+/// Flags of the webhooks.
 #[derive(Debug, clap::Args)]
 struct WebhookArgs {
     /// Whether to serve the validating webhook, which reviews Istio objects before the API server stores them. Needs
@@ -139,11 +144,15 @@ struct WebhookArgs {
     /// --webhook-cert-dir
     #[arg(long, value_enum, value_name = "WHETHER", default_value = "off")]
     webhook: Switch,
-    /// The address of the webhook's listener [default: port 15017]
+    /// Whether to serve the mutating webhook, which adds sidecars to pods when they are created. Needs the same as
+    /// --webhook on
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "off")]
+    injection: Switch,
+    /// The address of the webhooks' listener [default: port 15017]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     webhook_listen: Option<SocketAddr>,
-    /// Serve the webhook with the certificate in the files tls.crt and tls.key of this folder, which are read again when
-    /// they change. weir then writes neither a Secret nor the webhook configuration
+    /// Serve the webhooks with the certificate in the files tls.crt and tls.key of this folder, which are read again when
+    /// they change. weir then writes neither a Secret nor the webhook configurations
     #[arg(long, value_name = "DIR")]
     webhook_cert_dir: Option<PathBuf>,
     /// How long a certificate that weir makes is valid; tests use this
@@ -152,16 +161,17 @@ struct WebhookArgs {
 }
 
 impl WebhookArgs {
-    /// The options of the webhook; `None` if it is off.
+    /// The options of the webhooks; `None` if all of them are off.
     fn options(
         self,
         local: IpAddr,
         namespace: Option<&str>,
+        injection: Option<inject::Options>,
     ) -> anyhow::Result<Option<WebhookOptions>> {
-        if self.webhook == Switch::Off {
+        if !self.webhook.is_on() && injection.is_none() {
             if self.webhook_cert_dir.is_some() || self.webhook_listen.is_some() {
                 return Err(super::usage(
-                    "--webhook-cert-dir and --webhook-listen need --webhook on",
+                    "--webhook-cert-dir and --webhook-listen need --webhook on or --injection on",
                 ));
             }
             return Ok(None);
@@ -174,20 +184,20 @@ impl WebhookArgs {
             },
             (None, None) => {
                 return Err(super::usage(
-                    "--webhook on needs a certificate: inside a cluster --pod-namespace, elsewhere --webhook-cert-dir",
+                    "--webhook on and --injection on need a certificate: inside a cluster --pod-namespace, elsewhere \
+                     --webhook-cert-dir",
                 ));
             }
         };
         let listen = self.webhook_listen.unwrap_or(SocketAddr::new(local, 15017));
-        Ok(Some(WebhookOptions { listen, certificate, limits: Limits::webhook() }))
+        Ok(Some(WebhookOptions {
+            validation: self.webhook.is_on(),
+            injection,
+            listen,
+            certificate,
+            limits: Limits::webhook(),
+        }))
     }
-}
-
-/// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Switch {
-    On,
-    Off,
 }
 
 impl StatusArgs {
@@ -199,7 +209,7 @@ impl StatusArgs {
 
     /// The options of the election; `None` if there is nothing to be elected for.
     fn options(self, only: Option<Arc<str>>, keeps_certificate: bool) -> Option<StatusOptions> {
-        let write = self.status == Switch::On;
+        let write = self.status.is_on();
         if !write && !keeps_certificate {
             return None;
         }
@@ -288,7 +298,7 @@ fn limits(args: &Args) -> (Limits, Limits) {
         ..default
     };
     let mut for_proxies = descriptors.for_proxies();
-    if args.webhook.webhook == Switch::On {
+    if args.webhook.webhook.is_on() || args.webhook.injection.is_on() {
         for_proxies = for_proxies.saturating_sub(descriptors.for_webhook()).max(1);
     }
     (limits.within(for_proxies), Limits::admin().within(descriptors.for_admin()))
@@ -324,16 +334,20 @@ fn options(args: Args) -> anyhow::Result<Options> {
     };
     let (limits, admin_limits) = limits(&args);
     let only = args.only_namespace.as_deref().map(Arc::from);
-    let namespaces = match args.only_namespace {
-        Some(name) => Namespaces::One(name.into()),
-        None if args.discovery_selector.is_empty() => Namespaces::All,
-        None => Namespaces::Matching(args.discovery_selector.into()),
-    };
+    let namespaces = namespaces(args.only_namespace, args.discovery_selector);
     // Objects in files have no status, and no API server asks about them.
     let in_cluster = args.config_dir.is_none() && !args.objects_from_stdin;
     let namespace = args.status.pod_namespace.clone().filter(|_| in_cluster);
-    let webhook = args.webhook.options(local, namespace.as_deref())?;
     let mesh = args.mesh.config();
+    let names = ControlPlaneNames::of(
+        &mesh,
+        args.status.pod_namespace.clone(),
+        args.identity.trust_domain(&mesh.domain),
+        args.identity.is_on(),
+    );
+    let injection = args.webhook.injection.is_on().then(|| args.sidecar.options(names));
+    let injection = injection.transpose()?;
+    let webhook = args.webhook.options(local, namespace.as_deref(), injection)?;
     let plain = args.identity.plain(args.xds_listen, local);
     let secure = args.identity.options(&Surroundings {
         local,
@@ -375,6 +389,15 @@ fn options(args: Args) -> anyhow::Result<Options> {
     })
 }
 
+/// The namespaces whose objects are read.
+fn namespaces(only: Option<String>, selectors: Vec<DiscoverySelector>) -> Namespaces {
+    match only {
+        Some(name) => Namespaces::One(name.into()),
+        None if selectors.is_empty() => Namespaces::All,
+        None => Namespaces::Matching(selectors.into()),
+    }
+}
+
 /// Logs where the control plane listens.
 fn announce(plane: &ControlPlane) {
     if let Some(address) = plane.xds_addr() {
@@ -385,7 +408,7 @@ fn announce(plane: &ControlPlane) {
     }
     tracing::info!(address = %plane.admin_addr(), "serving health, metrics and the admin API");
     if let Some(address) = plane.webhook_addr() {
-        tracing::info!(%address, "serving the webhook");
+        tracing::info!(%address, "serving the webhooks");
     }
     if let Some(address) = plane.gates_addr() {
         tracing::info!(%address, "serving the gates of rollout tools");

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::Services;
-use crate::ca::{self, CaOptions, CertificateAuthority, Keeper};
+use crate::ca::{self, CaOptions, CertificateAuthority, Current, Keeper};
 use crate::identity::TokenReviewer;
 use crate::tls::{self, Presenter, ServedCertificate, follow_folder};
 use crate::xds::server::SecurePort;
@@ -38,16 +38,23 @@ impl Services {
         &mut self,
         listener: TcpListener,
         options: SecureOptions,
+        current_sender: watch::Sender<Option<Arc<Current>>>,
     ) -> anyhow::Result<(SecurePort, Keeper)> {
         let client = self.client.clone();
         let client = client.context("the TLS port needs a Kubernetes API, which checks tokens")?;
-        let (current_sender, current) = watch::channel(None);
+        let (current, metrics) = (current_sender.subscribe(), self.admin.metrics.identity());
         let (stored_sender, stored) = watch::channel(ca::Stored::default());
-        let authority = CertificateAuthority::new(&options.authority, current.clone());
+        let authority =
+            CertificateAuthority::new(&options.authority, current.clone(), metrics.clone());
         let presenter = Arc::<Presenter>::default();
 
-        let follow =
-            ca::follow(client.clone(), options.authority.clone(), current_sender, stored_sender);
+        let follow = ca::follow(
+            client.clone(),
+            options.authority.clone(),
+            current_sender,
+            stored_sender,
+            metrics.clone(),
+        );
         self.spawn_until_closing(follow);
         match options.certificate {
             Some(folder) => {
@@ -62,7 +69,7 @@ impl Services {
                 self.spawn_until_closing(ca::present(authority.clone(), names, presenter.clone()));
             }
         }
-        let tokens = Arc::new(TokenReviewer::new(client.clone(), AUDIENCE.to_owned()));
+        let tokens = Arc::new(TokenReviewer::new(client.clone(), AUDIENCE.to_owned(), metrics));
         let tls = tls::server_config(presenter)?;
         let port = SecurePort { listener, tls, tokens, authority };
         Ok((port, Keeper::new(client, options.authority, options.only, current, stored)))

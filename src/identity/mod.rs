@@ -44,6 +44,15 @@ impl Identity {
                 &*proxy.namespace
             ));
         }
+        // Its streams and those of others are told apart by the id.
+        let in_id = proxy.id.split('~').nth(2).and_then(|name| name.rsplit_once('.'));
+        if let Some((_, namespace)) = in_id
+            && *namespace != *self.namespace
+        {
+            return Err(format!(
+                "the node's id is of namespace {namespace:?}, and its token belongs to {self}"
+            ));
+        }
         if let Some(account) = &proxy.service_account
             && *account != self.service_account
         {

@@ -1,6 +1,7 @@
 //! Asks the API server whose a token is, and remembers its answers for a short time.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -19,6 +20,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use super::Identity;
+use crate::admission::Peer;
+use crate::metrics::IdentityMetrics;
 use crate::source::kubernetes::reason;
 
 /// How long the answer for a valid token is used, and so how long the token of a deleted pod is still accepted.
@@ -27,14 +30,19 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 /// How many answers are remembered.
 const REMEMBERED_TOKENS: usize = 16_384;
 
-/// How many questions the API server is asked at a time.
+/// How many questions the API server is asked at a time, in all and for one peer. So a peer without valid tokens cannot
+/// keep others out.
 const CONCURRENT: usize = 16;
+const CONCURRENT_FOR_PEER: usize = 4;
 
 /// How long an answer may take, with the wait for the questions before it.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// The extra field of a user that names the pod of its token. Source: Kubernetes, "Managing Service Accounts".
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+
+/// The group of all service accounts.
+const ACCOUNTS: &str = "system:serviceaccounts";
 
 /// Why a token identifies nobody.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,44 +76,62 @@ pub(crate) struct TokenReviewer {
     /// The valid tokens of late, by their SHA-256.
     answers: Mutex<HashMap<[u8; 32], Answer>>,
     questions: Semaphore,
+    /// The questions for each peer that has any.
+    peers: Mutex<HashMap<Peer, Arc<Semaphore>>>,
+    metrics: IdentityMetrics,
 }
 
 impl TokenReviewer {
     /// Accepts tokens for this audience.
-    pub(crate) fn new(client: Client, audience: String) -> Self {
+    pub(crate) fn new(client: Client, audience: String, metrics: IdentityMetrics) -> Self {
         Self {
             api: Api::all(client),
             audience,
             answers: Mutex::default(),
             questions: Semaphore::new(CONCURRENT),
+            peers: Mutex::default(),
+            metrics,
         }
     }
 
-    /// Who has sent a request with these headers. Answers within 10 s.
+    /// Identifies the sender of a request with these headers, within 10 s.
     ///
     /// # Errors
     /// There is no token, it is not valid for the audience, or the API server does not answer.
-    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Identity, TokenError> {
+    pub(crate) async fn identify(
+        &self,
+        headers: &HeaderMap,
+        peer: Peer,
+    ) -> Result<Identity, TokenError> {
+        let identified = self.check(headers, peer).await;
+        self.metrics.identified(match &identified {
+            Ok(_) => "accepted",
+            Err(TokenError::Unavailable(_)) => "unavailable",
+            Err(_) => "refused",
+        });
+        identified
+    }
+
+    async fn check(&self, headers: &HeaderMap, peer: Peer) -> Result<Identity, TokenError> {
         let token = bearer(headers).ok_or(TokenError::Missing)?;
         let key = sha256(token);
         if let Some(identity) = self.remembered(&key) {
             return Ok(identity);
         }
-        let status = timeout(ANSWER, self.review(token)).await.unwrap_or_else(|_| {
+        let expires = Claims::read(token)?.check(&self.audience, SystemTime::now())?;
+        let status = timeout(ANSWER, self.review(token, peer)).await.unwrap_or_else(|_| {
             Err(TokenError::Unavailable("the API server does not answer".to_owned()))
         })?;
-        let identity = identity(status, &self.audience, expiry(token))?;
-        if identity.expires.is_some_and(|at| at <= SystemTime::now()) {
-            return Err(TokenError::Rejected("it has expired".to_owned()));
-        }
+        let identity = identity(status, &self.audience, expires)?;
         self.remember(key, &identity);
         Ok(identity)
     }
 
-    async fn review(&self, token: &str) -> Result<TokenReviewStatus, TokenError> {
-        let Ok(_turn) = self.questions.acquire().await else {
-            return Err(TokenError::Unavailable("weir is shutting down".to_owned()));
-        };
+    async fn review(&self, token: &str, peer: Peer) -> Result<TokenReviewStatus, TokenError> {
+        let for_peer = Questions::of(&self.peers, peer);
+        // The semaphores are never closed.
+        let (_turn_of_peer, _turn) =
+            (for_peer.semaphore.acquire().await, self.questions.acquire().await);
         let spec = TokenReviewSpec {
             token: token.to_owned(),
             audiences: Some(vec![self.audience.clone()]),
@@ -123,7 +149,7 @@ impl TokenReviewer {
         expires.is_none_or(|at| at > SystemTime::now()).then(|| answer.identity.clone())
     }
 
-    /// Remembers an answer. Only valid tokens take a place, so nobody can fill the table without having many.
+    /// Remembers an answer. Only valid tokens take a place.
     fn remember(&self, key: [u8; 32], identity: &Identity) {
         let now = Instant::now();
         let mut answers = self.answers.lock();
@@ -132,6 +158,32 @@ impl TokenReviewer {
         }
         if answers.len() < REMEMBERED_TOKENS {
             answers.insert(key, Answer { identity: identity.clone(), until: now + REMEMBERED });
+        }
+    }
+}
+
+/// The questions for a peer, which are forgotten when there are none.
+struct Questions<'a> {
+    semaphore: Arc<Semaphore>,
+    peer: Peer,
+    all: &'a Mutex<HashMap<Peer, Arc<Semaphore>>>,
+}
+
+impl<'a> Questions<'a> {
+    fn of(all: &'a Mutex<HashMap<Peer, Arc<Semaphore>>>, peer: Peer) -> Self {
+        let mut peers = all.lock();
+        let semaphore =
+            peers.entry(peer).or_insert_with(|| Arc::new(Semaphore::new(CONCURRENT_FOR_PEER)));
+        Self { semaphore: semaphore.clone(), peer, all }
+    }
+}
+
+impl Drop for Questions<'_> {
+    fn drop(&mut self) {
+        let mut peers = self.all.lock();
+        // The table's and this one.
+        if Arc::strong_count(&self.semaphore) <= 2 {
+            peers.remove(&self.peer);
         }
     }
 }
@@ -164,8 +216,12 @@ fn identity(
     if !status.audiences.iter().flatten().any(|accepted| accepted == audience) {
         return Err(TokenError::Rejected(format!("its audience is not {audience:?}")));
     }
-    let UserInfo { username, mut extra, .. } = status.user.unwrap_or_default();
+    let UserInfo { username, groups, mut extra, .. } = status.user.unwrap_or_default();
     let username = username.unwrap_or_default();
+    // Another authenticator may know somebody by such a name.
+    if !groups.iter().flatten().any(|group| group == ACCOUNTS) {
+        return Err(TokenError::NotServiceAccount(username));
+    }
     let account = username
         .strip_prefix("system:serviceaccount:")
         .and_then(|account| account.split_once(':'))
@@ -182,16 +238,53 @@ fn identity(
     })
 }
 
-/// When a JSON Web Token expires (RFC 7519, section 4.1.4). The API server has checked its signature.
-fn expiry(token: &str) -> Option<SystemTime> {
-    #[derive(Deserialize)]
-    struct Claims {
-        exp: u64,
+/// What a JSON Web Token says of itself (RFC 7519, section 4.1). Only the API server can check whether it is true, but what
+/// is refused by it need not be asked.
+#[derive(Debug, Deserialize)]
+struct Claims {
+    exp: Option<u64>,
+    #[serde(default)]
+    aud: Audiences,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Default for Audiences {
+    fn default() -> Self {
+        Self::Many(Vec::new())
     }
-    let claims = token.split('.').nth(1)?;
-    let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
-    let Claims { exp } = serde_json::from_slice(&claims).ok()?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(exp))
+}
+
+impl Claims {
+    fn read(token: &str) -> Result<Self, TokenError> {
+        let claims = token.split('.').nth(1).unwrap_or_default();
+        let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok();
+        claims
+            .and_then(|claims| serde_json::from_slice(&claims).ok())
+            .ok_or_else(|| TokenError::Rejected("it is not a JSON Web Token".to_owned()))
+    }
+
+    /// Returns when the token expires.
+    fn check(self, audience: &str, now: SystemTime) -> Result<Option<SystemTime>, TokenError> {
+        let is_for_us = match &self.aud {
+            Audiences::One(one) => one == audience,
+            Audiences::Many(all) => all.iter().any(|one| one == audience),
+        };
+        if !is_for_us {
+            return Err(TokenError::Rejected(format!("its audience is not {audience:?}")));
+        }
+        let expires = self.exp.map(Duration::from_secs);
+        let expires = expires.and_then(|at| SystemTime::UNIX_EPOCH.checked_add(at));
+        if expires.is_some_and(|at| at <= now) {
+            return Err(TokenError::Rejected("it has expired".to_owned()));
+        }
+        Ok(expires)
+    }
 }
 
 #[cfg(test)]
@@ -206,6 +299,7 @@ mod tests {
             audiences: Some(audiences.iter().map(ToString::to_string).collect()),
             user: Some(UserInfo {
                 username: Some(username.to_owned()),
+                groups: Some(vec![ACCOUNTS.to_owned()]),
                 extra: Some(BTreeMap::from([(POD_NAME.to_owned(), vec!["web-0".to_owned()])])),
                 ..UserInfo::default()
             }),
@@ -262,14 +356,47 @@ mod tests {
     }
 
     #[test]
-    fn the_expiry_of_anything_but_a_json_web_token_is_unknown() {
-        let token = |claims: &str| format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims));
-        let at = expiry(&token(r#"{"exp":1000,"aud":["istio-ca"]}"#)).unwrap();
-        assert_eq!(at, SystemTime::UNIX_EPOCH + Duration::from_secs(1000));
-        for wrong in
-            ["", "a.b", "a.!.c", &token("[]"), &token(r#"{"exp":-1}"#), &token(r#"{"exp":1e300}"#)]
-        {
-            assert_eq!(expiry(wrong), None, "{wrong}");
+    fn what_a_token_says_of_itself_can_refuse_it() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(500);
+        let check = |claims: &str| {
+            let token = format!("e30.{}.x", URL_SAFE_NO_PAD.encode(claims));
+            Claims::read(&token).and_then(|claims| claims.check("istio-ca", now))
+        };
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        assert_eq!(check(r#"{"exp":1000,"aud":["a","istio-ca"]}"#), Ok(Some(at)));
+        assert_eq!(check(r#"{"aud":"istio-ca"}"#), Ok(None));
+        for (claims, why) in [
+            (r#"{"exp":1000,"aud":["a"]}"#, "its audience is not \"istio-ca\""),
+            (r#"{"exp":1000}"#, "its audience is not \"istio-ca\""),
+            (r#"{"exp":500,"aud":"istio-ca"}"#, "it has expired"),
+            (r#"{"exp":-1,"aud":"istio-ca"}"#, "it is not a JSON Web Token"),
+            ("[]", "it is not a JSON Web Token"),
+        ] {
+            assert_eq!(check(claims), Err(TokenError::Rejected(why.to_owned())), "{claims}");
         }
+        for token in ["", "a", "a.b", "a.!.c", "..", "a.e30"] {
+            let refused = Claims::read(token).and_then(|claims| claims.check("istio-ca", now));
+            assert!(matches!(refused, Err(TokenError::Rejected(_))), "{token}");
+        }
+    }
+
+    #[test]
+    fn a_user_by_the_name_of_a_service_account_is_none_without_its_group() {
+        let web = "system:serviceaccount:shop:web";
+        let mut status = status(web, &["istio-ca"]);
+        status.user.as_mut().unwrap().groups = Some(vec!["people".to_owned()]);
+        let refused = identity(status, "istio-ca", None);
+        assert_eq!(refused, Err(TokenError::NotServiceAccount(web.to_owned())));
+    }
+
+    #[test]
+    fn the_questions_of_a_peer_are_forgotten_when_there_are_none() {
+        let (all, peer) = (Mutex::default(), Peer::from(std::net::IpAddr::from([127, 0, 0, 1])));
+        let (first, second) = (Questions::of(&all, peer), Questions::of(&all, peer));
+        assert!(Arc::ptr_eq(&first.semaphore, &second.semaphore));
+        drop(first);
+        assert_eq!(all.lock().len(), 1);
+        drop(second);
+        assert!(all.lock().is_empty());
     }
 }

@@ -6,9 +6,9 @@ use serde_json::Value;
 
 use super::{Concerns, Document, Finding, Level};
 use crate::api::{Labels, REVISION_LABEL, selects};
+use crate::inject::workload::pod_template;
+use crate::inject::{INJECTED_BY, NAMESPACE_INJECTION, STATUS as INJECTED};
 
-/// The annotation that Istio's injection leaves on a pod.
-const INJECTED: &str = "sidecar.istio.io/status";
 /// The label by which Istiod's clients know that a pod accepts mutual TLS.
 const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// The label of namespaces and pods that are in ambient mode.
@@ -20,19 +20,16 @@ const NAMED: usize = 3;
 struct Workload<'a> {
     document: &'a Document,
     labels: Labels,
-    /// The revision of its sidecar; `None` without a sidecar.
+    /// The revision of its sidecar; `None` without a sidecar of Istiod.
     revision: Option<String>,
+    /// Whether weir has injected its sidecar.
+    is_of_weir: bool,
     gateway: bool,
 }
 
 impl<'a> Workload<'a> {
     fn new(document: &'a Document, gateways: &[Labels]) -> Option<Self> {
-        let pod = match (document.group(), document.kind()) {
-            ("", "Pod") => "",
-            ("batch", "CronJob") => "/spec/jobTemplate/spec/template",
-            ("apps" | "batch" | "argoproj.io", _) => "/spec/template",
-            _ => return None,
-        };
+        let pod = pod_template(document.group(), document.kind())?;
         document.at(&format!("{pod}/metadata"))?;
         let labels = document.labels(&format!("{pod}/metadata/labels"));
         let annotations = document.labels(&format!("{pod}/metadata/annotations"));
@@ -41,12 +38,14 @@ impl<'a> Workload<'a> {
             containers.into_iter().flat_map(|list| document.items(&format!("{pod}/spec/{list}")));
         let has_proxy = containers.any(|container| container["name"] == "istio-proxy");
         let status = annotations.get(INJECTED);
-        let revision = (has_proxy || status.is_some()).then(|| revision(&labels, &annotations));
+        let is_of_weir = annotations.contains_key(INJECTED_BY);
+        let revision = (!is_of_weir && (has_proxy || status.is_some()))
+            .then(|| revision(&labels, &annotations));
         let template = annotations.get("inject.istio.io/templates");
         let gateway = template.is_some_and(|names| names.split(',').any(|name| name == "gateway"))
             || labels.contains_key("gateway.networking.k8s.io/gateway-name")
             || gateways.iter().any(|selector| selects(selector, &labels));
-        Some(Self { document, labels, revision, gateway })
+        Some(Self { document, labels, revision, is_of_weir, gateway })
     }
 
     fn namespace(&self) -> &'a str {
@@ -88,7 +87,7 @@ impl<'a> Workloads<'a> {
         let labelled = namespaces.filter(|namespace| {
             let labels = namespace.labels("/metadata/labels");
             labels.contains_key(REVISION_LABEL)
-                || labels.get("istio-injection").is_some_and(|value| value == "enabled")
+                || labels.get(NAMESPACE_INJECTION).is_some_and(|value| value == "enabled")
                 || labels.get(DATAPLANE_MODE).is_some_and(|value| value == "ambient")
         });
         Self {
@@ -141,11 +140,12 @@ impl<'a> Workloads<'a> {
                 let label = if labels.contains_key(REVISION_LABEL) {
                     REVISION_LABEL
                 } else {
-                    "istio-injection"
+                    NAMESPACE_INJECTION
                 };
                 let path = format!("metadata.labels[{label}]");
                 let message = "has Istio inject its sidecars, which Istiod then configures";
-                let advice = "remove the label when the namespace moves";
+                let advice =
+                    "replace it by istio.io/rev with the revision of weir when the namespace moves";
                 found.push(namespace.finding(Level::Step, concerns, path, message, advice));
             }
         }
@@ -179,7 +179,8 @@ impl Group {
         let mut groups = Vec::new();
         groups.extend(workload.has_label(DATAPLANE_MODE, "ambient").then_some(Group::Ambient));
         groups.extend(workload.revision.clone().map(Group::Sidecar));
-        groups.extend(workload.has_label(TLS_MODE, "istio").then_some(Group::TlsMode));
+        let is_labelled = workload.has_label(TLS_MODE, "istio");
+        groups.extend((!workload.is_of_weir && is_labelled).then_some(Group::TlsMode));
         groups
     }
 
@@ -201,7 +202,7 @@ impl Group {
                 Level::Step,
                 String::new(),
                 format!("has a sidecar of Istio's revision `{revision}`, which Istiod configures"),
-                "replace it by an Envoy that starts with `weir bootstrap`",
+                "create the pod again when its namespace has moved, so that weir injects its sidecar",
             ),
             Group::TlsMode => (
                 Level::Step,

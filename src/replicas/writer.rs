@@ -13,7 +13,7 @@ use kube::api::{Api, ApiResource, DynamicObject, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
-use tokio::time::{sleep, sleep_until, timeout_at};
+use tokio::time::{sleep, timeout_at};
 
 use super::object::ApiObject;
 use super::queue::{Next, Queue};
@@ -21,6 +21,7 @@ use super::{PACE, PeerReader, Replicas, Summaries, answers};
 use crate::api::{Kind, ObjectKey};
 use crate::source::kubernetes::{reason, resource};
 use crate::status::{Conditions, conditions};
+use crate::timer::at;
 
 /// The field manager of weir's conditions.
 const MANAGER: &str = "weir";
@@ -192,8 +193,8 @@ impl<'a> Writer<'a> {
                     self.written(outcome);
                     false
                 }
-                () = at(evaluate_at) => true,
-                () = at(write_at) => false,
+                () = at(evaluate_at.map(Into::into)) => true,
+                () = at(write_at.map(Into::into)) => false,
             };
             if evaluated {
                 self.evaluate().await?;
@@ -398,14 +399,6 @@ impl<'a> Writer<'a> {
 async fn outcome(writing: &mut Option<Writing>) -> Outcome {
     match writing {
         Some(writing) => (&mut writing.outcome).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until a time, or for ever without one.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }

@@ -82,21 +82,11 @@ pub(crate) type Documents = (Vec<(Origin, Value)>, Vec<LocatedProblem>);
 /// # Errors
 /// The path does not exist or is a folder that cannot be listed.
 pub(crate) fn documents(path: &Path) -> Result<Documents, DirectoryError> {
-    let found = scan(path, &mut |_| ());
-    if let Some(why) = found.unreadable.get(path) {
-        return Err(DirectoryError::Unreadable { path: path.to_owned(), why: why.clone() });
-    }
-    let (mut documents, mut problems) = (Vec::new(), Vec::new());
-    for file in found.files.into_keys() {
-        let read = match scan::read(&file) {
-            Some((_, Content::Bytes(bytes))) => {
-                yaml::documents(&bytes).map_err(|error| (error.line, error.message))
-            }
-            Some((_, Content::Unreadable(why))) => Err((1, why)),
-            Some((_, Content::Gone)) | None => continue,
-        };
+    let (files, mut problems) = files(path)?;
+    let mut documents = Vec::new();
+    for (file, bytes) in files {
         let path = Arc::new(file);
-        match read {
+        match yaml::documents(&bytes) {
             Ok(list) => {
                 for document in list {
                     let origin = Origin::File { path: path.clone(), line: document.line };
@@ -104,12 +94,40 @@ pub(crate) fn documents(path: &Path) -> Result<Documents, DirectoryError> {
                     documents.extend(members.map(|(_, value)| (origin.clone(), value)));
                 }
             }
-            Err((line, message)) => {
-                problems.push(problem_at(&path, line, Problem::new("", message, "")));
+            Err(error) => {
+                let problem = Problem::new("", error.message, "");
+                problems.push(problem_at(&path, error.line, problem));
             }
         }
     }
     Ok((documents, problems))
+}
+
+/// The contents of files, in the order of their names, and the problems of those that cannot be read.
+pub(crate) type Files = (Vec<(PathBuf, Vec<u8>)>, Vec<LocatedProblem>);
+
+/// Reads a file, or the YAML and JSON files of a folder recursively.
+///
+/// # Errors
+/// The path does not exist or is a folder that cannot be listed.
+pub(crate) fn files(path: &Path) -> Result<Files, DirectoryError> {
+    let found = scan(path, &mut |_| ());
+    if let Some(why) = found.unreadable.get(path) {
+        return Err(DirectoryError::Unreadable { path: path.to_owned(), why: why.clone() });
+    }
+    let (mut files, mut problems) = (Vec::new(), Vec::new());
+    for file in found.files.into_keys() {
+        match scan::read(&file) {
+            Some((_, Content::Bytes(bytes))) => files.push((file, bytes)),
+            Some((_, Content::Unreadable(why))) => {
+                let origin = Origin::File { path: Arc::new(file), line: 1 };
+                let problem = Problem::new("", why, "");
+                problems.push(LocatedProblem { origin, problem });
+            }
+            Some((_, Content::Gone)) | None => {}
+        }
+    }
+    Ok((files, problems))
 }
 
 /// Reads a file, or a folder recursively, and sends the result and [`SourceEvent::Synced`] as one batch, then another

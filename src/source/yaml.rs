@@ -100,10 +100,7 @@ impl Document {
             return Some(best);
         }
         let item = path.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-        let item = item.and_then(|(index, rest)| {
-            let mut items = self.children(at).filter(|&child| self.key_at(child) == 0);
-            Some((items.nth(index.parse().ok()?)?, rest))
-        });
+        let item = item.and_then(|(inside, rest)| Some((self.in_brackets(at, inside)?, rest)));
         // A key may contain path separators, so every possible end is tried and the longest match wins. Paths come from
         // problems, not from files, so there are few ends.
         let keys = if at == 0 { path } else { path.strip_prefix('.').unwrap_or(path) };
@@ -122,6 +119,18 @@ impl Document {
             }
         }
         Some(best)
+    }
+
+    /// The child that brackets name: an item of a list by its index, or a member by its key as in `annotations[a.b/c]`.
+    fn in_brackets(&self, at: usize, inside: &str) -> Option<usize> {
+        let mut children = self.children(at);
+        match inside.parse() {
+            Ok(index) => children.filter(|&child| self.key_at(child) == 0).nth(index),
+            Err(_) => {
+                let key = hash(inside);
+                children.find(|&child| self.key_at(child) == key)
+            }
+        }
     }
 
     fn key_at(&self, at: usize) -> u32 {

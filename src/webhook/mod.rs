@@ -1,9 +1,12 @@
-//! The validating admission webhook: the API server asks it about each Istio object before it is stored, so an object
-//! that weir would not accept is refused, and one that is probably not what its author meant comes with warnings.
+//! The admission webhooks. The validating one is asked about each Istio object before it is stored, so an object that weir
+//! would not accept is refused, and one that is probably not what its author meant comes with warnings. Nothing depends on
+//! it: weir checks every object again when it reads it. The mutating one adds sidecars to pods.
 //!
-//! It serves HTTPS with a certificate that the elected replica makes and renews, or with one from a folder. Nothing
-//! depends on it: weir checks every object again when it reads it.
+//! Both are served over HTTPS on one port, with a certificate that the elected replica makes and renews, or with one from
+//! a folder.
 
+mod configuration;
+mod injection;
 mod review;
 mod rotation;
 mod secret;
@@ -21,8 +24,12 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
 use crate::admission::Limits;
+use crate::inject;
 use crate::metrics::WebhookMetrics;
 use crate::tls::{self, CertificateError, Presenter, ServedCertificate};
+
+pub(crate) use configuration::ConfigurationKind;
+pub(crate) use injection::Injector;
 
 pub(crate) use secret::{Issuer, SecretState, follow as follow_secret};
 pub(crate) use server::Reviewer;
@@ -31,9 +38,13 @@ pub(crate) use server::router;
 /// How long a certificate that weir makes is valid. It is renewed halfway.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
-/// Options of the webhook.
+/// Options of the webhooks.
 #[derive(Clone, Debug)]
 pub struct WebhookOptions {
+    /// Whether Istio objects are validated.
+    pub validation: bool,
+    /// How sidecars are injected; `None` if they are not.
+    pub(crate) injection: Option<inject::Options>,
     /// The address of the listener; port 0 picks a free port.
     pub listen: SocketAddr,
     /// Where its certificate comes from.
@@ -65,6 +76,15 @@ pub(crate) struct Health {
     pub problems: Vec<String>,
 }
 
+impl WebhookOptions {
+    /// The kinds of configurations by which the API server knows of the webhooks that are served.
+    pub(crate) fn configurations(&self) -> Vec<&'static ConfigurationKind> {
+        let validating = self.validation.then_some(&configuration::VALIDATING);
+        let mutating = self.injection.is_some().then_some(&configuration::MUTATING);
+        validating.into_iter().chain(mutating).collect()
+    }
+}
+
 impl Health {
     /// Whether the API server can use the webhook, as far as this replica knows.
     pub(crate) fn works(&self) -> bool {
@@ -94,10 +114,10 @@ pub(crate) enum Reporter {
     Watch,
     /// The writer of the Secret.
     Secret,
-    /// The writer of the webhook configuration.
-    Configuration,
-    /// The watch of the webhook configuration.
-    ConfigurationWatch,
+    /// The writer of a webhook configuration of this kind.
+    Configuration(&'static str),
+    /// The watch of a webhook configuration of this kind.
+    ConfigurationWatch(&'static str),
 }
 
 /// The state that the parts of the webhook share: the certificate that is served, and what is wrong.
@@ -178,7 +198,9 @@ impl Webhook {
     /// Forgets what the elected replica alone can know.
     fn not_elected(&self) {
         self.resolve(Reporter::Secret);
-        self.resolve(Reporter::Configuration);
-        self.resolve(Reporter::ConfigurationWatch);
+        for ConfigurationKind { kind, .. } in configuration::ALL {
+            self.resolve(Reporter::Configuration(kind));
+            self.resolve(Reporter::ConfigurationWatch(kind));
+        }
     }
 }

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,8 +20,8 @@ use crate::text::prefix;
 const API_VERSION: &str = "admission.k8s.io/v1";
 
 /// The API server drops warnings that exceed 4096 bytes in total.
-const MAX_WARNINGS: usize = 8;
-const MAX_WARNING: usize = 480;
+pub(super) const MAX_WARNINGS: usize = 8;
+pub(super) const MAX_WARNING: usize = 480;
 
 /// A review, as far as weir reads it. The old object and the options are skipped.
 #[derive(Debug, Deserialize)]
@@ -83,6 +85,16 @@ impl AdmissionRequest {
     /// Whether it creates an object.
     pub(crate) fn is_create(&self) -> bool {
         self.operation == "CREATE"
+    }
+
+    /// The object, if it is created; `None` for other operations.
+    pub(crate) fn created(&self) -> Option<&Value> {
+        self.is_create().then_some(&self.object)
+    }
+
+    /// The namespace of the object.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.namespace
     }
 
     /// Judges the object by itself. `store` has the namespaces that are known.
@@ -205,7 +217,7 @@ fn texts(key: &ObjectKey, findings: Vec<Finding>) -> Vec<String> {
 }
 
 /// A text of at most `length` bytes.
-fn shortened(text: &str, length: usize) -> String {
+pub(super) fn shortened(text: &str, length: usize) -> String {
     const MORE: &str = "...";
     if text.len() <= length {
         return text.to_owned();
@@ -220,6 +232,14 @@ pub(super) fn admitted(uid: &str, warnings: &[String]) -> Value {
         response["warnings"] = json!(warnings);
     }
     review(response)
+}
+
+/// The response that admits an object with changes: a JSON patch.
+pub(super) fn admitted_with(uid: &str, patch: &Value, warnings: &[String]) -> Value {
+    let mut review = admitted(uid, warnings);
+    review["response"]["patchType"] = "JSONPatch".into();
+    review["response"]["patch"] = STANDARD.encode(patch.to_string()).into();
+    review
 }
 
 /// The response that refuses an object.

@@ -1,20 +1,20 @@
 //! The Secret with the webhook's certificate, which every replica follows, and the elected one writes. That one also
-//! writes the authorities to trust into the webhook configuration.
+//! writes the authorities to trust into the webhook configurations.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use k8s_openapi::ByteString;
-use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
-use kube::api::{Api, Patch, PatchParams, PostParams};
-use serde_json::json;
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::configuration::{self, Configuration, ConfigurationKind, SERVICE};
 use super::rotation::{Contents, Step, Trust, Wanted};
 use super::{Reporter, Webhook};
 use crate::source::kubernetes::object_watch::{ObjectWatch, Seen};
@@ -23,10 +23,6 @@ use crate::tls::{KeyedCertificate, ServedCertificate};
 
 /// The name of the Secret.
 pub(crate) const SECRET: &str = "weir-webhook-cert";
-/// The name of the ValidatingWebhookConfiguration.
-pub(crate) const CONFIGURATION: &str = "weir";
-/// The name of the Service that the API server calls.
-const SERVICE: &str = "weir";
 /// The field manager of the authorities in the configuration.
 const MANAGER: &str = "weir";
 
@@ -154,84 +150,46 @@ pub(crate) async fn follow(
     }
 }
 
-/// What is known about the webhook configuration.
-#[derive(Debug, Default)]
-enum Configuration {
-    /// Nothing yet.
-    #[default]
-    Unknown,
-    /// There is none, or not for this weir.
-    NotForUs,
-    /// It exists: its UID, and its webhooks for this weir with their authorities.
-    Present { uid: Option<String>, webhooks: Vec<(String, String)> },
-}
-
-impl Configuration {
-    fn of(configuration: ValidatingWebhookConfiguration, namespace: &str) -> Self {
-        let webhooks = configuration.webhooks.unwrap_or_default().into_iter();
-        let ours = webhooks.filter(|webhook| {
-            let service = webhook.client_config.service.as_ref();
-            service.is_some_and(|at| at.name == SERVICE && at.namespace == namespace)
-        });
-        let webhooks: Vec<_> = ours
-            .map(|webhook| {
-                let trusted = webhook.client_config.ca_bundle.unwrap_or_default().0;
-                (webhook.name, String::from_utf8(trusted).unwrap_or_default())
-            })
-            .collect();
-        match webhooks.is_empty() {
-            true => Self::NotForUs,
-            false => Self::Present { uid: configuration.metadata.uid, webhooks },
-        }
-    }
-
-    /// Whether every webhook trusts exactly these authorities.
-    fn trusts(&self, authorities: &str) -> bool {
-        match self {
-            Self::Present { webhooks, .. } => {
-                webhooks.iter().all(|(_, trusted)| trusted == authorities)
-            }
-            Self::Unknown | Self::NotForUs => false,
-        }
-    }
-}
-
-/// Writes the Secret and the authorities in the configuration while this replica is elected.
+/// Writes the Secret and the authorities in the configurations while this replica is elected.
 pub(crate) struct Issuer {
     client: Client,
     namespace: String,
+    configurations: Vec<&'static ConfigurationKind>,
     wanted: Wanted,
     webhook: Arc<Webhook>,
     secret: watch::Receiver<SecretState>,
 }
 
 impl Issuer {
-    /// An issuer for the Service of weir in a namespace.
+    /// An issuer for the Service of weir in a namespace, and the API server's configurations of these kinds.
     pub(crate) fn new(
         client: Client,
-        namespace: &str,
-        domain: &str,
+        (namespace, domain): (&str, &str),
         lifetime: Duration,
+        configurations: Vec<&'static ConfigurationKind>,
         webhook: Arc<Webhook>,
         secret: watch::Receiver<SecretState>,
     ) -> Self {
         let name = format!("{SERVICE}.{namespace}.svc");
         let names = vec![format!("{name}.{domain}"), name];
         let wanted = Wanted { names, lifetime };
-        Self { client, namespace: namespace.to_owned(), wanted, webhook, secret }
+        Self { client, namespace: namespace.to_owned(), configurations, wanted, webhook, secret }
     }
 
-    /// Keeps the Secret and the configuration until this replica is no longer elected, as `valid` says.
+    /// Keeps the Secret and the configurations until this replica is no longer elected, as `valid` says.
     pub(crate) async fn run(&self, valid: watch::Receiver<Instant>) {
         let mut keeper = Keeper {
             issuer: self,
             valid,
             secret: self.secret.clone(),
-            configuration: Configuration::default(),
+            configurations: self
+                .configurations
+                .iter()
+                .map(|kind| (*kind, Configuration::default()))
+                .collect(),
             trusted_since: None,
         };
-        let api = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
-        let mut seen = ObjectWatch::new(api, CONFIGURATION);
+        let mut watches = configuration::watches(&self.client, &self.configurations);
         keeper.secret.mark_changed();
         loop {
             let again_at = keeper.act().await;
@@ -241,7 +199,9 @@ impl Issuer {
                         return;
                     }
                 }
-                seen = seen.next() => keeper.observe(seen),
+                (which, seen) = configuration::next(&mut watches) => {
+                    keeper.observe(which, seen);
+                }
                 () = tokio::time::sleep_until(again_at) => {}
             }
         }
@@ -253,31 +213,31 @@ impl Issuer {
     }
 }
 
-/// Keeps the Secret and the configuration while this replica is elected.
+/// Keeps the Secret and the configurations while this replica is elected.
 struct Keeper<'a> {
     issuer: &'a Issuer,
     valid: watch::Receiver<Instant>,
     secret: watch::Receiver<SecretState>,
-    configuration: Configuration,
-    /// Which authorities the configuration has, and since when as far as is known.
+    configurations: Vec<(&'static ConfigurationKind, Configuration)>,
+    /// Which authorities the configurations have, and since when as far as is known.
     trusted_since: Option<(String, SystemTime)>,
 }
 
 impl Keeper<'_> {
-    fn observe(&mut self, seen: Seen<ValidatingWebhookConfiguration>) {
+    fn observe(&mut self, which: usize, seen: Seen<DynamicObject>) {
         let webhook = &self.issuer.webhook;
+        let Some((kind, state)) = self.configurations.get_mut(which) else { return };
+        let ConfigurationKind { kind, name, .. } = kind;
         match seen {
-            Seen::Object(found) => {
-                self.configuration = Configuration::of(found, &self.issuer.namespace);
-            }
+            Seen::Object(found) => *state = Configuration::of(&found, &self.issuer.namespace),
             Seen::Absent => {
-                self.configuration = Configuration::NotForUs;
-                webhook.resolve(Reporter::Configuration);
+                *state = Configuration::NotForUs;
+                webhook.resolve(Reporter::Configuration(kind));
             }
-            Seen::Works => webhook.resolve(Reporter::ConfigurationWatch),
+            Seen::Works => webhook.resolve(Reporter::ConfigurationWatch(kind)),
             Seen::Failed(why) => webhook.report(
-                Reporter::ConfigurationWatch,
-                format!("ValidatingWebhookConfiguration {CONFIGURATION} cannot be watched: {why}"),
+                Reporter::ConfigurationWatch(kind),
+                format!("{kind} {name} cannot be watched: {why}"),
             ),
         }
     }
@@ -292,7 +252,12 @@ impl Keeper<'_> {
             SecretState::Present(stored) => Some(&**stored),
         };
         let contents = old.map(|stored| stored.contents.clone()).unwrap_or_default();
-        let written = self.write_authorities(&contents.authorities).await;
+        let mut written = true;
+        for (kind, state) in &self.configurations {
+            if let Some(patch) = state.patch(kind, &contents.authorities) {
+                written &= self.write_authorities(kind, patch).await;
+            }
+        }
         let trust = self.trust(&contents.authorities);
         match self.issuer.wanted.step(&contents, trust, SystemTime::now()) {
             Ok(Step::Write(new)) => {
@@ -313,14 +278,24 @@ impl Keeper<'_> {
 
     /// How the API server checks the certificate, given the authorities in the Secret.
     fn trust(&mut self, authorities: &str) -> Trust {
-        if matches!(self.configuration, Configuration::NotForUs) {
+        let asked = self.configurations.iter();
+        let mut asked =
+            asked.filter(|(_, state)| !matches!(state, Configuration::NotForUs)).peekable();
+        if asked.peek().is_none() {
             return Trust::NotAsked;
         }
-        if !self.configuration.trusts(authorities) {
+        let mut all = true;
+        for (kind, state) in asked {
+            if state.trusts(authorities) {
+                self.issuer.webhook.resolve(Reporter::Configuration(kind.kind));
+            } else {
+                all = false;
+            }
+        }
+        if !all {
             self.trusted_since = None;
             return Trust::Outdated;
         }
-        self.issuer.webhook.resolve(Reporter::Configuration);
         let known = self.trusted_since.as_ref().filter(|(known, _)| known == authorities);
         let since = known.map_or_else(SystemTime::now, |(_, since)| *since);
         self.trusted_since = Some((authorities.to_owned(), since));
@@ -335,31 +310,16 @@ impl Keeper<'_> {
         (Instant::now() + WRITE).min(*self.valid.borrow())
     }
 
-    /// Writes the authorities into the configuration if it has others. Returns whether nothing is left to be tried.
-    async fn write_authorities(&self, authorities: &str) -> bool {
-        let Configuration::Present { uid, webhooks } = &self.configuration else {
-            return true;
-        };
-        if authorities.is_empty() || self.configuration.trusts(authorities) || !self.is_elected() {
+    /// Writes the authorities into a configuration. Returns whether nothing is left to be tried.
+    async fn write_authorities(&self, kind: &ConfigurationKind, patch: Value) -> bool {
+        if !self.is_elected() {
             return true;
         }
-        let bundle = ByteString(authorities.as_bytes().to_vec());
-        let webhooks = webhooks
-            .iter()
-            .map(|(name, _)| json!({"name": name, "clientConfig": {"caBundle": bundle}}));
-        let patch = json!({
-            "apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": "ValidatingWebhookConfiguration",
-            // With its UID, one that was deleted meanwhile is not created.
-            "metadata": {"name": CONFIGURATION, "uid": uid},
-            "webhooks": webhooks.collect::<Vec<_>>(),
-        });
-        let api = Api::<ValidatingWebhookConfiguration>::all(self.issuer.client.clone());
-        let params = PatchParams::apply(MANAGER).force();
-        let patch = Patch::Apply(patch);
-        let written = timeout_at(self.deadline(), api.patch(CONFIGURATION, &params, &patch)).await;
-        let what = format!("the authorities in ValidatingWebhookConfiguration {CONFIGURATION}");
-        self.report(Reporter::Configuration, &what, written.map(|done| done.map(drop)))
+        let api = kind.api(&self.issuer.client);
+        let (params, patch) = (PatchParams::apply(MANAGER).force(), Patch::Apply(patch));
+        let written = timeout_at(self.deadline(), api.patch(kind.name, &params, &patch)).await;
+        let what = format!("the authorities in {} {}", kind.kind, kind.name);
+        self.report(Reporter::Configuration(kind.kind), &what, written.map(|done| done.map(drop)))
     }
 
     /// Writes the Secret. Another one's write in the meantime wins.
@@ -402,34 +362,6 @@ impl Keeper<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn configuration(
-        service: &str,
-        namespace: &str,
-        bundle: &str,
-    ) -> ValidatingWebhookConfiguration {
-        let bundle = ByteString(bundle.as_bytes().to_vec());
-        let value = json!({
-            "metadata": {"name": CONFIGURATION, "uid": "1"},
-            "webhooks": [{
-                "name": "validation.weir.dev", "admissionReviewVersions": ["v1"], "sideEffects": "None",
-                "clientConfig": {"service": {"name": service, "namespace": namespace}, "caBundle": bundle},
-            }],
-        });
-        serde_json::from_value(value).unwrap()
-    }
-
-    fn configuration_of(service: &str, namespace: &str) -> Configuration {
-        Configuration::of(configuration(service, namespace, "a"), "weir-system")
-    }
-
-    #[test]
-    fn a_configuration_of_another_weir_is_left_alone() {
-        assert!(matches!(configuration_of("weir", "other"), Configuration::NotForUs));
-        assert!(matches!(configuration_of("istiod", "weir-system"), Configuration::NotForUs));
-        let ours = configuration_of("weir", "weir-system");
-        assert!(ours.trusts("a") && !ours.trusts("a\nb"));
-    }
 
     fn pair(text: &str) -> Option<KeyedCertificate> {
         Some(KeyedCertificate { certificate: format!("{text}.crt"), key: format!("{text}.key") })

@@ -1,4 +1,4 @@
-//! `POST /validate` over HTTPS: reads a review within limits of size and time, has it judged off the network threads, and
+//! The pages of the webhooks over HTTPS, and `POST /validate`: reads a review within limits of size and time, has it judged off the network threads, and
 //! answers. When time is short, the answer comes without what takes long.
 
 use std::sync::Arc;
@@ -11,10 +11,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Router};
 use http_body_util::BodyExt as _;
+use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument as _;
 
+use super::injection::Injector;
 use super::review::{AdmissionRequest, Verdict, admitted, own_warnings, refused, warnings};
 use crate::admission::{Exchange, Exhausted, Hold};
 use crate::api::{ObjectKey, Parsed};
@@ -32,11 +34,11 @@ const MEMORY_PER_BYTE: usize = 4;
 
 /// How long the parts of a request may take.
 #[derive(Clone, Copy, Debug)]
-struct Times {
+pub(super) struct Times {
     /// The body.
-    body: Duration,
+    pub body: Duration,
     /// The answer after that: less than the timeout of the webhook configuration.
-    answer: Duration,
+    pub answer: Duration,
     /// The analysis among other objects. After that the object is admitted without its warnings.
     analysis: Duration,
     /// How long a new object waits for those that were written just before it, before it gets a warning about them.
@@ -55,7 +57,7 @@ impl Default for Times {
 }
 
 /// How many reviews are judged at the same time. Proxies come first.
-const AT_ONCE: usize = 2;
+pub(super) const AT_ONCE: usize = 2;
 
 /// Reviews objects.
 #[derive(Clone, Debug)]
@@ -91,11 +93,8 @@ impl Reviewer {
     }
 
     /// Judges a review. `Err` is for a body that is none, or if there was no time.
-    async fn answer(&self, body: Body, exchange: Arc<Exchange>) -> Result<Response, Refused> {
-        let (bytes, _memory) =
-            tokio::time::timeout(self.times.body, read(body, exchange)).await.map_err(|_| {
-                Refused(StatusCode::REQUEST_TIMEOUT, "the body took too long".to_owned())
-            })??;
+    async fn answer(&self, body: Body, exchange: Arc<Exchange>) -> Result<Value, Refused> {
+        let (bytes, _memory) = read(body, exchange, self.times.body).await?;
         let due = Instant::now() + self.times.answer;
         let (selection, stores) = (self.selection.clone(), self.stores.clone());
         let judged = blocking(&self.judging, due, move || {
@@ -128,8 +127,7 @@ impl Reviewer {
         };
         tracing::debug!(?result, "reviewed an object");
         self.metrics.count(result);
-        let json = (header::CONTENT_TYPE, "application/json");
-        Ok(([json], review.to_string()).into_response())
+        Ok(review)
     }
 
     /// The warnings about an object among the others; about the object alone if the others are not known, or if there
@@ -170,7 +168,7 @@ impl Reviewer {
 
 /// Runs a computation on a thread of its own as soon as there is a permit. `None` if it is not done in time, or if it
 /// panicked; it keeps its permit until it ends.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     permits: &Arc<Semaphore>,
     due: Instant,
     work: impl FnOnce() -> T + Send + 'static,
@@ -191,7 +189,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Why a request gets no review.
-struct Refused(StatusCode, String);
+pub(super) struct Refused(pub StatusCode, pub String);
 
 impl From<Exhausted> for Refused {
     fn from(why: Exhausted) -> Self {
@@ -199,15 +197,25 @@ impl From<Exhausted> for Refused {
     }
 }
 
-fn busy() -> Refused {
+pub(super) fn busy() -> Refused {
     Refused(
         StatusCode::SERVICE_UNAVAILABLE,
         "weir has no time for a review at the moment".to_owned(),
     )
 }
 
-/// Reads a body within its limits.
-async fn read(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold), Refused> {
+/// Reads a body within its limits of time and size.
+pub(super) async fn read(
+    body: Body,
+    exchange: Arc<Exchange>,
+    time: Duration,
+) -> Result<(Vec<u8>, Hold), Refused> {
+    tokio::time::timeout(time, read_all(body, exchange))
+        .await
+        .map_err(|_| Refused(StatusCode::REQUEST_TIMEOUT, "the body took too long".to_owned()))?
+}
+
+async fn read_all(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold), Refused> {
     let mut memory = exchange.hold(0)?;
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -228,15 +236,22 @@ async fn read(mut body: Body, exchange: Arc<Exchange>) -> Result<(Vec<u8>, Hold)
     Ok((bytes, memory))
 }
 
-/// The pages of the webhook's port.
-pub(crate) fn router(reviewer: Reviewer) -> Router {
-    Router::new()
-        .route("/validate", post(validate))
-        .fallback(async || (StatusCode::NOT_FOUND, "no such page; there is POST /validate\n"))
-        .method_not_allowed_fallback(async || {
-            (StatusCode::METHOD_NOT_ALLOWED, "this page takes POST only\n")
-        })
-        .with_state(reviewer)
+/// The pages of the webhooks' port.
+pub(crate) fn router(reviewer: Option<Reviewer>, injector: Option<Injector>) -> Router {
+    let mut router = Router::new();
+    let mut pages = Vec::new();
+    if let Some(reviewer) = reviewer {
+        router = router.route("/validate", post(validate).with_state(reviewer));
+        pages.push("POST /validate");
+    }
+    if let Some(injector) = injector {
+        router = router.route("/inject", post(inject).with_state(injector));
+        pages.push("POST /inject");
+    }
+    let other = format!("no such page; there is {}\n", pages.join(" and "));
+    router.fallback(async move || (StatusCode::NOT_FOUND, other)).method_not_allowed_fallback(
+        async || (StatusCode::METHOD_NOT_ALLOWED, "this page takes POST only\n"),
+    )
 }
 
 async fn validate(
@@ -245,24 +260,39 @@ async fn validate(
     body: Body,
 ) -> Response {
     let span = tracing::info_span!("review", uid = tracing::field::Empty);
-    match reviewer.answer(body, exchange).instrument(span).await {
-        Ok(response) => response,
-        Err(Refused(status, why)) => {
-            let result = match status.is_client_error() {
-                true => ReviewResult::Malformed,
-                false => ReviewResult::Failed,
-            };
-            tracing::debug!(%status, reason = why, "refused a review");
-            reviewer.metrics.count(result);
-            (status, format!("{why}\n")).into_response()
-        }
+    let answer = reviewer.answer(body, exchange).instrument(span).await;
+    if let Err(Refused(status, reason)) = &answer {
+        tracing::debug!(%status, reason, "refused a review");
+        reviewer.metrics.count(match status.is_client_error() {
+            true => ReviewResult::Malformed,
+            false => ReviewResult::Failed,
+        });
+    }
+    respond(answer)
+}
+
+async fn inject(
+    State(injector): State<Injector>,
+    Extension(exchange): Extension<Arc<Exchange>>,
+    body: Body,
+) -> Response {
+    let span = tracing::info_span!("injection", uid = tracing::field::Empty);
+    injector.respond(body, exchange).instrument(span).await
+}
+
+/// The response with a review, or the reason why there is none.
+pub(super) fn respond(answer: Result<Value, Refused>) -> Response {
+    let json = (header::CONTENT_TYPE, "application/json");
+    match answer {
+        Ok(review) => ([json], review.to_string()).into_response(),
+        Err(Refused(status, why)) => (status, format!("{why}\n")).into_response(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use axum::http::Request;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use tower_service::Service as _;
 
     use super::*;
@@ -294,7 +324,7 @@ mod tests {
     async fn ask(reviewer: &Reviewer, body: impl Into<Body>) -> (StatusCode, String) {
         let mut request = Request::post("/validate").body(body.into()).unwrap();
         request.extensions_mut().insert(exchange_for_tests(Limits::webhook()));
-        let response = router(reviewer.clone()).call(request).await.unwrap();
+        let response = router(Some(reviewer.clone()), None).call(request).await.unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(bytes.to_vec()).unwrap())

@@ -12,9 +12,13 @@ use super::secrets::{Material, Secrets, TooManySecrets};
 use super::stream::{Request, Variant};
 use crate::ca::{CertificateAuthority, Current, KeyedChain};
 use crate::identity::Identity;
+use crate::timer::at;
 
 /// The delay before a failed attempt is repeated.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// The time over which the certificates of all clients are replaced when another authority signs.
+const REISSUE: Duration = Duration::from_secs(30);
 
 /// The longest time between two looks at the clock, which may be set.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -28,16 +32,16 @@ pub(super) struct Credentials {
     made: Option<Made>,
     /// When a failed attempt is repeated.
     retry_at: Option<Instant>,
-    /// Which part of its life a certificate is used for. It differs between clients, which would otherwise renew all at
-    /// once.
-    used: f64,
+    /// From 0 to 1: how late a certificate is renewed. It differs between clients, which would otherwise renew all at once.
+    spread: f64,
 }
 
 /// A certificate in use.
 struct Made {
     certificate: KeyedChain,
     renew_at: SystemTime,
-    by: Arc<Current>,
+    /// What signed and was trusted when it was made or kept.
+    current: Arc<Current>,
 }
 
 impl Credentials {
@@ -49,8 +53,8 @@ impl Credentials {
         spread: f64,
     ) -> Self {
         let current = authority.watch();
-        let (secrets, used) = (Secrets::new(variant), 0.5 + spread * 0.1);
-        Self { secrets, identity, authority, current, made: None, retry_at: None, used }
+        let secrets = Secrets::new(variant);
+        Self { secrets, identity, authority, current, made: None, retry_at: None, spread }
     }
 
     /// Takes in a request for secrets. Returns why the client rejected the last response, if it did.
@@ -78,30 +82,39 @@ impl Credentials {
 
     fn refresh(&mut self, current: Arc<Current>) {
         let now = SystemTime::now();
-        let kept =
-            self.made.take().filter(|made| made.renew_at > now && made.by.signs_like(&current));
-        let made = match kept {
-            Some(made) if made.by.roots == current.roots => made,
-            Some(made) => Made { by: current, ..made },
-            None => match self.authority.make(&self.identity) {
+        if let Some(made) = &mut self.made
+            && made.renew_at > now
+        {
+            if made.current.is_same(&current) {
+                return;
+            }
+            if !made.current.signs_like(&current) {
+                // All roots are trusted for longer than that.
+                made.renew_at = made.renew_at.min(now + REISSUE.mul_f64(self.spread));
+            }
+            made.current = current;
+        } else {
+            match self.authority.make(&self.identity) {
                 Ok(certificate) => {
                     let left = certificate.valid_until.duration_since(now).unwrap_or_default();
-                    Made { certificate, renew_at: now + left.mul_f64(self.used), by: current }
+                    let used = left.mul_f64(0.5 + self.spread * 0.1).max(RETRY);
+                    self.made = Some(Made { certificate, renew_at: now + used, current });
                 }
                 Err(error) => {
                     tracing::error!(identity = %self.identity, %error, "cannot make a certificate; retrying");
                     self.retry_at = Some(Instant::now() + RETRY);
                     return;
                 }
-            },
-        };
+            }
+        }
         self.retry_at = None;
-        self.secrets.set(&Material {
-            chain: made.certificate.chain.clone(),
-            key: made.certificate.key.clone(),
-            roots: made.by.roots.clone(),
-        });
-        self.made = Some(made);
+        if let Some(made) = &self.made {
+            self.secrets.set(&Material {
+                chain: made.certificate.chain.clone(),
+                key: made.certificate.key.clone(),
+                roots: made.current.roots.clone(),
+            });
+        }
     }
 
     /// Waits until another response may be due. Cancel safe.
@@ -116,7 +129,7 @@ impl Credentials {
         let due = self.retry_at.or(due);
         tokio::select! {
             Ok(()) = self.current.changed() => {}
-            () = super::server::at(due) => {}
+            () = at(due) => {}
             else => std::future::pending().await,
         }
     }

@@ -22,8 +22,9 @@ pub(crate) const TYPE_URL: &str =
 const CERTIFICATE: &str = "default";
 const ROOTS: &str = "ROOTCA";
 
-/// How many names a client may subscribe to. There are two.
+/// How many names a client may subscribe to, and how long each may be, in bytes. There are two.
 const NAMES: usize = 16;
+const NAME: usize = 253;
 
 /// A client's certificate with its key, and the roots to trust, all in PEM.
 #[derive(Clone)]
@@ -52,7 +53,7 @@ pub(crate) struct Secrets {
 
 /// A client subscribes to too many secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the stream exceeds the limit of {NAMES} secrets")]
+#[error("the stream exceeds the limit of {NAMES} secrets with names of at most {NAME} bytes")]
 pub(crate) struct TooManySecrets;
 
 impl Secrets {
@@ -81,6 +82,9 @@ impl Secrets {
         &mut self,
         request: Request,
     ) -> Result<Option<String>, TooManySecrets> {
+        if request.names.len() > NAMES || request.names.iter().any(|name| name.len() > NAME) {
+            return Err(TooManySecrets);
+        }
         let answers_last = request.nonce == self.nonce.to_string();
         // An answer to an older response says nothing about the names over SotW: a newer one follows.
         if self.variant == Variant::Sotw && !request.nonce.is_empty() && !answers_last {
@@ -90,6 +94,7 @@ impl Secrets {
             Variant::Sotw => {
                 let names: BTreeSet<_> = request.names.into_iter().collect();
                 self.asked.extend(names.difference(&self.names).cloned());
+                self.asked.retain(|name| names.contains(name));
                 self.names = names;
             }
             Variant::Delta => {
@@ -254,7 +259,7 @@ mod tests {
         secrets.on_request(unsubscribe).unwrap();
         secrets.set(&material(3));
         assert!(secrets.response().is_none());
-        // Who subscribes again has forgotten what it had.
+        // A client that subscribes again has forgotten what it had.
         secrets.on_request(request("", &["ROOTCA"])).unwrap();
         assert_eq!(named(&delta(&mut secrets).unwrap()), ["ROOTCA"]);
     }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -35,11 +35,12 @@ use super::stream::{self, Answer, Stream, StreamSettings, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
 use crate::ca::{CertificateAuthority, CertificateService};
-use crate::identity::{Identity, TokenReviewer};
+use crate::identity::{Identity, TokenError, TokenReviewer};
 use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::revision::MeshRevision;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
+use crate::timer::at;
 
 /// How many responses may be queued for a client: one per type, and as many again for a client that answers responses
 /// it has not read. More would let slow clients consume memory.
@@ -47,6 +48,9 @@ const WAITING: usize = 8;
 
 /// How long to wait for a client that does not read to receive the final status.
 const FINAL_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long an answer about the token of an open stream is used, and half as long again for some.
+const REVIEW_AGAIN: Duration = Duration::from_secs(120);
 
 /// The time over which closing is spread, per stream and in total.
 const LEAVE_EACH: Duration = Duration::from_millis(2);
@@ -306,7 +310,7 @@ impl<P: Path> Service<P> {
         let (sender, frames) = mpsc::channel(WAITING);
         let caller = self.access.map_or(Caller::Anonymous, |access| Caller::Bearer {
             access,
-            headers: Box::new(head.headers),
+            headers: authorization(head.headers),
         });
         let span =
             tracing::info_span!("stream", stream = id, variant = variant.name(), proxy = Empty);
@@ -349,12 +353,21 @@ impl<P: Path> Service<P> {
 }
 
 /// Who has opened a stream.
-#[derive(Debug)]
 enum Caller {
     /// Nobody asks.
     Anonymous,
     /// Whom the token in these headers names.
-    Bearer { access: Access, headers: Box<http::HeaderMap> },
+    Bearer { access: Access, headers: http::HeaderMap },
+}
+
+/// The header with the token, which is all that is kept of the headers.
+fn authorization(mut headers: http::HeaderMap) -> http::HeaderMap {
+    let name = http::header::AUTHORIZATION;
+    let value = headers.remove(&name).map(|mut value| {
+        value.set_sensitive(true);
+        (name, value)
+    });
+    value.into_iter().collect()
 }
 
 /// A stream and the state needed to serve it.
@@ -378,7 +391,7 @@ struct Served {
     /// The memory for the proxy's node, in bytes.
     node_bytes: usize,
     /// When the token of the client expires, if it has one.
-    token_expires: Option<tokio::time::Instant>,
+    token_expires: Option<SystemTime>,
     /// Its certificate, if it has an identity and the stream is for all types.
     credentials: Option<Credentials>,
 }
@@ -393,6 +406,7 @@ impl StreamTask<'_> {
         let mut inventory_requests = shared.connections.register(self.id, &served.status);
         let mut request = Some(first);
         let mut leave_at: Option<tokio::time::Instant> = None;
+        let mut token_lost = pin!(self.token_lost(served.token_expires));
         loop {
             if let Some(message) = request.take() {
                 self.handle_request(&mut served, message)?;
@@ -423,9 +437,29 @@ impl StreamTask<'_> {
                     leave_at = Some(tokio::time::Instant::now() + leave_after(streams));
                 }
                 () = at(leave_at) => return Err(shutting_down()),
-                () = at(served.token_expires) => return Err(Status::permission_denied(
+                status = &mut token_lost => return Err(status),
+            }
+        }
+    }
+
+    /// Waits until the token of the client is no longer valid, and says why. The API server is asked again and again, because
+    /// the pod of a token may be deleted.
+    async fn token_lost(&self, expires: Option<SystemTime>) -> Status {
+        let Caller::Bearer { access, headers } = &self.caller else {
+            return std::future::pending().await;
+        };
+        loop {
+            let pause = REVIEW_AGAIN.mul_f64(1.0 + random_fraction() / 2.0);
+            let left = expires.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
+            tokio::time::sleep(left.map_or(pause, |left| left.min(pause))).await;
+            if expires.is_some_and(|at| at <= SystemTime::now()) {
+                return Status::permission_denied(
                     "the token of this stream has expired; connect with a new one",
-                )),
+                );
+            }
+            match access.tokens.identify(headers, self.exchange.peer()).await {
+                Ok(_) | Err(TokenError::Unavailable(_)) => {}
+                Err(error) => return error.into(),
             }
         }
     }
@@ -436,7 +470,9 @@ impl StreamTask<'_> {
             return Ok(None);
         };
         let identity = tokio::select! {
-            identity = access.tokens.identify(headers) => identity.map_err(Status::from),
+            identity = access.tokens.identify(headers, self.exchange.peer()) => {
+                identity.map_err(Status::from)
+            }
             () = self.sender.closed() => Err(Status::cancelled("the client has left")),
             () = self.exchange.over() => Err(self.revoked()),
             () = self.shared.closing.cancelled() => Err(shutting_down()),
@@ -458,11 +494,7 @@ impl StreamTask<'_> {
         })?;
         let proxy = read_node(node).map_err(|error| not_served(&error))?;
         let (identity, access) = self.identify(&proxy).await?.unzip();
-        let expires = identity.as_ref().and_then(|identity| identity.expires);
-        let token_expires = expires.map(|at| {
-            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
-            tokio::time::Instant::now() + left
-        });
+        let token_expires = identity.as_ref().and_then(|identity| identity.expires);
         let credentials = identity.zip(access).filter(|_| self.kind.is_none());
         let credentials = credentials.map(|(identity, access)| {
             Credentials::new(self.variant, identity, access.authority, random_fraction())
@@ -721,13 +753,6 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
 async fn credentials_changed(credentials: &mut Option<Credentials>) {
     match credentials {
         Some(credentials) => credentials.changed().await,
-        None => std::future::pending().await,
-    }
-}
-
-pub(super) async fn at(time: Option<tokio::time::Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
         None => std::future::pending().await,
     }
 }

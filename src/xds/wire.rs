@@ -3,6 +3,7 @@
 //! A response is written in chunks as fast as its client reads, so a waiting response takes almost no memory,
 //! regardless of its size and the number of clients.
 
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -31,8 +32,8 @@ fn version_digits(version: u64) -> [u8; VERSION] {
     })
 }
 
-/// A response of either variant that has not been written yet.
-#[derive(Clone, Debug)]
+/// A response of either variant that has not been written yet. It is not printed, for it may contain a private key.
+#[derive(Clone)]
 pub(crate) struct Frame {
     /// The type of the resources.
     type_url: &'static str,
@@ -67,6 +68,12 @@ impl Item {
             Self::Resource(_, version) => *version,
             Self::NoEndpoints(cluster) => empty_endpoints(cluster).version,
         }
+    }
+}
+
+impl fmt::Debug for Frame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame").field("len", &self.len).finish_non_exhaustive()
     }
 }
 

@@ -42,12 +42,15 @@ pub(super) struct IdentityArgs {
     /// The trust domain of the identities in certificates [default: the cluster's domain]
     #[arg(long, value_name = "NAME", value_parser = dns_name)]
     trust_domain: Option<String>,
-    /// How long the certificates of proxies are valid
+    /// How long the certificates of proxies are valid, at most
     #[arg(long, value_name = "SECONDS", default_value = "86400", allow_negative_numbers = true, value_parser = lifetime)]
     certificate_lifetime: Duration,
     /// How long proxies have to learn of a new root of the authority before certificates are signed by it
     #[arg(long, value_name = "SECONDS", default_value = "300", allow_negative_numbers = true, value_parser = seconds)]
     root_delay: Duration,
+    /// Overwrite the ConfigMaps istio-ca-root-cert that another controller, such as Istiod, has written with other roots
+    #[arg(long)]
+    take_over_roots: bool,
 }
 
 /// What the flags of others say that identity depends on.
@@ -68,6 +71,11 @@ impl IdentityArgs {
     /// Whether proxies are served over TLS.
     pub(super) fn is_on(&self) -> bool {
         self.identity == Switch::On
+    }
+
+    /// The trust domain.
+    pub(super) fn trust_domain(&self, domain: &str) -> String {
+        self.trust_domain.clone().unwrap_or_else(|| domain.to_owned())
     }
 
     /// Where to serve in plain text: as the flag says, else where nobody needs an identity, which is only on loopback if the
@@ -101,9 +109,10 @@ impl IdentityArgs {
         };
         let authority = CaOptions {
             namespace: namespace.to_owned(),
-            trust_domain: self.trust_domain.unwrap_or_else(|| around.domain.to_owned()),
+            trust_domain: self.trust_domain(around.domain),
             lifetime: self.certificate_lifetime,
             learn: self.root_delay,
+            take_over: self.take_over_roots,
         };
         Ok(Some(SecureOptions {
             listen: self.tls_listen.unwrap_or(SocketAddr::new(around.local, 15012)),

@@ -40,7 +40,6 @@ pub(crate) struct ObjectWatch<K> {
 impl<K> ObjectWatch<K>
 where
     K: Resource + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-    K::DynamicType: Default,
 {
     /// A watch of the object with this name.
     pub(crate) fn new(api: Api<K>, name: &str) -> Self {
