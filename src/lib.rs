@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod admission;
+pub(crate) mod agent;
 pub mod analyze;
 pub mod api;
 pub(crate) mod bench;
@@ -22,6 +23,7 @@ pub mod mesh;
 pub(crate) mod metrics;
 pub(crate) mod preflight;
 pub mod proto_json;
+pub(crate) mod redirect;
 pub mod replicas;
 pub(crate) mod revision;
 pub(crate) mod rollout_guard;

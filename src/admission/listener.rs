@@ -43,9 +43,6 @@ const KEEPALIVE_ANSWER: Duration = Duration::from_secs(30);
 /// How long a client may fail to read pending data. A briefly paused client is not disconnected.
 const STALL: Duration = Duration::from_secs(60);
 
-/// How long an HTTP response may take to its first byte.
-const PAGE: Duration = Duration::from_secs(30);
-
 /// The receive window in bytes: HTTP/2's minimum (RFC 9113, section 6.9.2).
 const WINDOW: u32 = 65_535;
 
@@ -298,8 +295,9 @@ impl Served {
                 exchange.is_in_use();
                 exchange.makes_sense();
                 request.extensions_mut().insert(exchange.clone());
+                let limit = self.connection.limits().page;
                 let answered =
-                    tokio::time::timeout(PAGE, router.call(request)).await.map(infallible);
+                    tokio::time::timeout(limit, router.call(request)).await.map(infallible);
                 answered.unwrap_or_else(|_| {
                     (StatusCode::GATEWAY_TIMEOUT, "timed out\n").into_response()
                 })

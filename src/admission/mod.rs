@@ -56,6 +56,8 @@ pub struct Limits {
     pub idle: Duration,
     /// The timeout for receiving a message, in addition to an allowance for its length.
     pub message: Duration,
+    /// The timeout for the first byte of a page.
+    pub page: Duration,
 }
 
 impl Default for Limits {
@@ -69,6 +71,7 @@ impl Default for Limits {
             first_request: Duration::from_secs(10),
             idle: Duration::from_secs(60),
             message: Duration::from_secs(10),
+            page: Duration::from_secs(30),
         }
     }
 }
@@ -122,6 +125,16 @@ impl From<IpAddr> for Peer {
                 Self(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
             }
             address => Self(address),
+        }
+    }
+}
+
+impl Peer {
+    /// Whether it is on this machine. All of `::/64` that can connect is.
+    pub(crate) fn is_loopback(self) -> bool {
+        match self.0 {
+            IpAddr::V4(address) => address.is_loopback(),
+            IpAddr::V6(network) => network.is_unspecified(),
         }
     }
 }
@@ -233,6 +246,18 @@ mod tests {
         assert_eq!(peer("fd00:1:2:3::1"), peer("fd00:1:2:3:4:5:6:7"));
         assert_ne!(peer("fd00:1:2:3::1"), peer("fd00:1:2:4::1"));
         assert_eq!(peer("fd00:1:2:3::1").to_string(), "fd00:1:2:3::/64");
+        assert!(
+            ["127.0.0.1", "::1", "::ffff:127.0.0.6"]
+                .map(peer)
+                .iter()
+                .all(|peer| peer.is_loopback())
+        );
+        assert!(
+            !["10.0.0.1", "::ffff:10.0.0.1", "fd00::1"]
+                .map(peer)
+                .iter()
+                .any(|peer| peer.is_loopback())
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tracing_subscriber::registry::LookupSpan;
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogArgs {
     /// Log level: error, warn, info, debug or trace, optionally per module (info,weir::xds=debug) [default: info for
-    /// serve, warn otherwise]
+    /// serve and agent, warn otherwise]
     #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
     log: Option<String>,
     /// Log format: text for people, or a line of JSON for each event

@@ -1,5 +1,6 @@
 //! The commands, one file each: arguments and output.
 
+pub(crate) mod agent;
 pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod bootstrap;
@@ -14,6 +15,7 @@ pub mod objects;
 pub(crate) mod preflight;
 mod program;
 pub(crate) mod ps;
+pub(crate) mod redirect;
 pub(crate) mod remote;
 pub(crate) mod serve;
 mod signals;

@@ -51,12 +51,15 @@ enum Command {
     Splits(cli::splits::Args),
     Wait(cli::wait::Args),
     Bench(Box<cli::bench::Args>),
+    Redirect(Box<cli::redirect::Args>),
+    Agent(cli::agent::Args),
 }
 
 /// Runs the command that the arguments of the process name, and returns its exit status.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let usual = if matches!(cli.command, Command::Serve(_)) { "info" } else { "warn" };
+    let reports = matches!(cli.command, Command::Serve(_) | Command::Agent(_));
+    let usual = if reports { "info" } else { "warn" };
     if let Err(wrong) = cli.log.start(usual) {
         eprintln!("weir: {wrong}");
         return ExitCode::from(2);
@@ -66,6 +69,11 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => cli::explain::run(args),
         Command::Inject(args) => cli::inject::run(*args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
+        Command::Redirect(args) => cli::redirect::run(*args),
+        Command::Agent(args) => {
+            without_huge_pages();
+            cli::agent::run(args)
+        }
         Command::Analyze(args) => block_on(cli::analyze::run(args)),
         Command::Doctor(args) => block_on(cli::doctor::run(args)),
         Command::Preflight(args) => block_on(cli::preflight::run(args)),

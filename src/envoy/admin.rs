@@ -1,12 +1,13 @@
-//! A client for Envoy's admin interface: plain HTTP GET on a local address.
+//! A client for Envoy's admin interface: plain HTTP on a local address.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -37,12 +38,7 @@ impl Admin {
     /// # Errors
     /// [`Error::Admin`] if there is no response, or one with a status other than 200.
     pub async fn get(&self, path: &str) -> Result<Bytes, Error> {
-        match self.ask(path).await? {
-            (StatusCode::OK, body) => Ok(body),
-            (status, body) => {
-                Err(failed(path, format!("{status}: {}", String::from_utf8_lossy(&body).trim())))
-            }
-        }
+        expect_ok(path, self.exchange(Method::GET, path).await?)
     }
 
     /// Whether Envoy is ready, and its state: `LIVE`, or for example `PRE_INITIALIZING` while it waits for its first
@@ -51,7 +47,7 @@ impl Admin {
     /// # Errors
     /// [`Error::Admin`] if there is no response.
     pub async fn ready(&self) -> Result<(bool, String), Error> {
-        let (status, body) = self.ask("/ready").await?;
+        let (status, body) = self.exchange(Method::GET, "/ready").await?;
         let state = String::from_utf8_lossy(&body).trim().to_owned();
         Ok((status == StatusCode::OK, state))
     }
@@ -80,12 +76,27 @@ impl Admin {
         serde_json::from_slice(&body).map_err(|error| failed(path, error))
     }
 
-    async fn ask(&self, path: &str) -> Result<(StatusCode, Bytes), Error> {
-        let uri = format!("http://{}{path}", self.address);
-        let uri = uri.parse().map_err(|error| failed(path, error))?;
+    /// The response body of `POST path`, for the pages that change Envoy.
+    ///
+    /// # Errors
+    /// Like [`Admin::get`].
+    pub(crate) async fn post(&self, path: &str) -> Result<Bytes, Error> {
+        expect_ok(path, self.exchange(Method::POST, path).await?)
+    }
+
+    /// The response of `GET path` with its body still to be read, for a body that need not be in memory as a whole.
+    ///
+    /// # Errors
+    /// [`Error::Admin`] if there is no response.
+    pub(crate) async fn open(&self, path: &str) -> Result<Response<Incoming>, Error> {
+        tokio::time::timeout(TIMEOUT, self.send(Method::GET, path))
+            .await
+            .unwrap_or_else(|_| Err(too_late(path)))
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), Error> {
         let exchange = async {
-            let answer =
-                self.client.get(uri).await.map_err(|error| failed(path, with_causes(&error)))?;
+            let answer = self.send(method, path).await?;
             let status = answer.status();
             let body = Limited::new(answer.into_body(), MAX_ANSWER)
                 .collect()
@@ -93,10 +104,28 @@ impl Admin {
                 .map_err(|error| failed(path, with_causes(error.as_ref())))?;
             Ok((status, body.to_bytes()))
         };
-        tokio::time::timeout(TIMEOUT, exchange)
-            .await
-            .unwrap_or_else(|_| Err(failed(path, format!("no response within {TIMEOUT:?}"))))
+        tokio::time::timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err(too_late(path)))
     }
+
+    async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, Error> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.address))
+            .body(Empty::new())
+            .map_err(|error| failed(path, error))?;
+        self.client.request(request).await.map_err(|error| failed(path, with_causes(&error)))
+    }
+}
+
+fn expect_ok(path: &str, (status, body): (StatusCode, Bytes)) -> Result<Bytes, Error> {
+    match status {
+        StatusCode::OK => Ok(body),
+        status => Err(failed(path, format!("{status}: {}", String::from_utf8_lossy(&body).trim()))),
+    }
+}
+
+fn too_late(path: &str) -> Error {
+    failed(path, format!("no response within {TIMEOUT:?}"))
 }
 
 fn failed(path: &str, reason: impl ToString) -> Error {
@@ -104,7 +133,7 @@ fn failed(path: &str, reason: impl ToString) -> Error {
 }
 
 /// The error with its chain of causes; hyper's own message ("client error") is not helpful.
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -72,6 +72,27 @@ impl Lookup {
     }
 }
 
+/// The path of an Envoy that is here already: the given one, else `envoy` on `$PATH`. It is not run.
+///
+/// # Errors
+/// There is none, or it is not executable.
+pub(crate) fn program(given: Option<&Path>) -> Result<PathBuf, Error> {
+    let Some(path) = given else {
+        let path = Lookup { path: env::var_os("PATH"), ..Lookup::default() }.on_path("envoy");
+        return path.ok_or_else(|| Error::NotExecutable {
+            origin: Source::Path,
+            path: "envoy".into(),
+            reason: "does not exist there; --envoy names one elsewhere".to_owned(),
+        });
+    };
+    executable(path).map_err(|reason| Error::NotExecutable {
+        origin: Source::Flag,
+        path: path.to_owned(),
+        reason,
+    })?;
+    Ok(path.to_owned())
+}
+
 /// weir's cache folder, with environment variables read through `var`. As the XDG base directory specification
 /// requires, a relative `$XDG_CACHE_HOME` is ignored.
 pub(super) fn cache_dir(var: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 pub use admin::Admin;
-pub(crate) use locate::Lookup;
+pub(crate) use admin::with_causes;
+pub(crate) use locate::{Lookup, program};
 pub(crate) use origin::Source;
 pub use process::{EnvoyProcess, SpawnOptions};
 
@@ -83,7 +84,7 @@ pub enum Error {
         log: String,
     },
     /// An unexpected response of the admin interface.
-    #[error("Envoy's admin interface: GET {path}: {reason}")]
+    #[error("Envoy's admin interface: {path}: {reason}")]
     Admin {
         /// The requested path.
         path: String,

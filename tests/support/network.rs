@@ -74,3 +74,52 @@ fn is_inside_of(setup: &str, tools: &[&str]) -> bool {
     assert!(said[0].contains("1 passed"), "{}", said[0]);
     false
 }
+
+/// A pod, which is here, and its node, a network of its own that [`on_node`] reaches. The pod has the addresses 10.3.0.1
+/// and fd03::1, the node 10.3.0.2 and fd03::2, and a service in it 10.96.0.1 and fd96::1.
+const POD_AND_NODE: &str = r#"
+set -e
+ip link set lo up
+setpriv --pdeathsig KILL unshare --net sleep infinity &
+node=$!
+while [ "$(readlink /proc/$node/ns/net)" = "$(readlink /proc/$$/ns/net)" ]; do sleep 0.02; done
+ip link add eth0 type veth peer name pod0
+ip link set pod0 netns $node
+ip address add 10.3.0.1/24 dev eth0
+ip -6 address add fd03::1/64 dev eth0 nodad
+ip link set eth0 up
+at_node() { nsenter --target $node --net "$@"; }
+at_node ip link set lo up
+at_node ip address add 10.3.0.2/24 dev pod0
+at_node ip -6 address add fd03::2/64 dev pod0 nodad
+at_node ip address add 10.96.0.1/32 dev lo
+at_node ip -6 address add fd96::1/128 dev lo nodad
+at_node ip link set pod0 up
+ip route add default via 10.3.0.2
+ip -6 route add default via fd03::2
+export WEIR_TEST_NODE=$node
+exec "$0" "$@"
+"#;
+
+/// Whether this process is in a pod, as [`is_inside`]. Processes can be those of any user there.
+pub(crate) fn is_inside_of_a_pod() -> bool {
+    let tools = ["unshare", "ip", "nft", "iptables", "nsenter", "setpriv", "python3"];
+    if std::env::var_os(INSIDE).is_none() {
+        let as_proxy = Command::new("setpriv").args(["--reuid", "1337", "true"]).output();
+        if !as_proxy.is_ok_and(|output| output.status.success()) {
+            let thread = std::thread::current();
+            Skip { why: "this user may not become another".to_owned() }
+                .report(thread.name().unwrap());
+            return false;
+        }
+    }
+    is_inside_of(POD_AND_NODE, &tools)
+}
+
+/// A program in the network of the node.
+pub(crate) fn on_node(program: &str) -> Command {
+    let node = std::env::var("WEIR_TEST_NODE").expect("this process is in a pod");
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &node, "--net", program]);
+    command
+}
