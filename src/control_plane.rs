@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures::FutureExt as _;
 use kube::Client;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{mpsc, watch};
@@ -120,8 +121,8 @@ impl ControlPlane {
         let addresses = listeners.addresses()?;
         let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
         let (metrics, published) = (Arc::<Metrics>::default(), Arc::<Published>::default());
-        let (ready_sender, ready) = watch::channel(false);
-        let (revision_sender, revision) = watch::channel(MeshRevision::NONE);
+        let ((ready_sender, ready), (revision_sender, revision)) =
+            (watch::channel(false), watch::channel(MeshRevision::NONE));
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
         let (states_sender, sync) = watch::channel(Vec::new());
         let (stores_sender, stores) = watch::channel(None);
@@ -143,11 +144,8 @@ impl ControlPlane {
             ready: ready_sender,
         };
         tasks.spawn(engine.run(changes));
-        tasks.spawn(async move {
-            // Its sender is never used and is dropped with the thread.
-            let _ = snapshots_ended.await;
-            anyhow::bail!("the snapshot thread ended")
-        });
+        // Its sender is never used and is dropped with the thread.
+        tasks.spawn(snapshots_ended.map(|_| Err(anyhow::anyhow!("the snapshot thread ended"))));
         let webhook = Webhook::new(metrics.webhook());
         let (authority_sender, authority) = watch::channel(None);
         let admin = Admin {
@@ -168,10 +166,8 @@ impl ControlPlane {
         let reviews = Reviews { selection, mesh: options.mesh, stores };
         let served = listeners.webhook.zip(options.webhook);
         let issuer = services.serve_webhook(served, webhook, reviews)?;
-        let secure = listeners.secure.zip(options.secure);
-        let secure =
-            secure.map(|(listener, options)| services.secure(listener, options, authority_sender));
-        let (secure, keeper) = secure.transpose()?.unzip();
+        let served = listeners.secure.zip(options.secure);
+        let (secure, keeper) = services.secure(served, authority_sender)?.unzip();
         services.take_part(options.status, issuer, keeper);
         services.serve_pages(listeners.pages, listeners.gates, options.admin_limits);
         services.serve_proxies(listeners.xds, secure, options.streams, options.limits);

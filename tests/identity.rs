@@ -1,6 +1,6 @@
 //! The TLS port: who is served what, with tokens of a real API server, and certificates by Istio's certificate API.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -165,6 +165,24 @@ impl World {
         let path = http::uri::PathAndQuery::from_static(path);
         let response = client.unary(Request::new(request), path, codec).await?;
         Ok(response.into_inner().cert_chain)
+    }
+
+    /// Provides a root in a Secret, and returns its certificate in the form in which weir writes it.
+    fn provide(&self) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "provided");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().pem().replace('\r', "");
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": "cacerts", "namespace": "weir-system"},
+            "stringData": {
+                "ca-cert.pem": certificate, "ca-key.pem": key.serialize_pem(), "root-cert.pem": certificate,
+            },
+        });
+        self.cluster.apply(&secret.to_string());
+        certificate
     }
 
     /// The same token with another time of expiry, signed as the API server does.
@@ -430,23 +448,10 @@ async fn a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap() {
     ]);
     world.roots_in("later", |roots| roots == made).await;
 
-    let folder = tempfile::tempdir().unwrap();
-    let (certificate, key) = own_root(folder.path());
     let token = world.token("web", Some("web-0"), "istio-ca");
     let key_of_pod = KeyPair::generate().unwrap();
     let csr = CertificateParams::default().serialize_request(&key_of_pod).unwrap().pem().unwrap();
-    world.cluster.kubectl_ok(&[
-        "-n",
-        "weir-system",
-        "create",
-        "secret",
-        "generic",
-        "cacerts",
-        &format!("--from-file=ca-cert.pem={}", certificate.display()),
-        &format!("--from-file=ca-key.pem={}", key.display()),
-        &format!("--from-file=root-cert.pem={}", certificate.display()),
-    ]);
-    let provided = std::fs::read_to_string(&certificate).unwrap();
+    let provided = world.provide();
     // Both are trusted while the old one still signs, and after the new one does.
     let both = format!("{made}{provided}");
     world.roots = world.roots_in("shop", |roots| roots == both).await;
@@ -474,20 +479,6 @@ async fn a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap() {
 fn issuer(chain: &[String]) -> String {
     let leaf = CertificateDer::from_pem_slice(chain[0].as_bytes()).unwrap();
     x509_parser::parse_x509_certificate(&leaf).unwrap().1.issuer().to_string()
-}
-
-/// Writes a root and its key.
-fn own_root(folder: &Path) -> (PathBuf, PathBuf) {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(rcgen::DnType::CommonName, "provided");
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let files = (folder.join("ca-cert.pem"), folder.join("ca-key.pem"));
-    let certificate = params.self_signed(&key).unwrap();
-    // The form in which weir writes certificates.
-    std::fs::write(&files.0, certificate.pem().replace('\r', "")).unwrap();
-    std::fs::write(&files.1, key.serialize_pem()).unwrap();
-    files
 }
 
 /// The files that kubelet puts into a pod.

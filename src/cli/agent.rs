@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::ValueEnum;
 
+use super::Switch;
 use crate::agent::{self, ApplicationMetrics, Options, Probes};
 use crate::bootstrap::{
     AdsVariant, Bootstrap, NodeId, XdsAddress, XdsIdentity, dns_label, dns_name,
@@ -173,12 +174,6 @@ struct RunArgs {
     envoy_args: Vec<OsString>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
-}
-
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Intercept {
     /// Redirected to ports 15001 and 15006, as by weir redirect
@@ -261,7 +256,7 @@ impl RunArgs {
         if let Some(count) = self.concurrency {
             envoy_args.splice(0..0, ["--concurrency".into(), count.to_string().into()]);
         }
-        let identity = (self.xds_tls == Switch::On).then(|| XdsIdentity {
+        let identity = self.xds_tls.is_on().then(|| XdsIdentity {
             token: self.token_file,
             roots: self.root_cert,
             token_secret: self.config_dir.join("token.json"),

@@ -325,13 +325,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Where to listen by default: with objects from a folder on loopback, otherwise everywhere.
+fn local(in_folder: bool) -> IpAddr {
+    if in_folder { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
 /// What the control plane is started with.
 fn options(args: Args) -> anyhow::Result<Options> {
-    let local: IpAddr = if args.config_dir.is_some() {
-        Ipv4Addr::LOCALHOST.into()
-    } else {
-        Ipv6Addr::UNSPECIFIED.into()
-    };
+    let local = local(args.config_dir.is_some());
     let (limits, admin_limits) = limits(&args);
     let only = args.only_namespace.as_deref().map(Arc::from);
     let namespaces = namespaces(args.only_namespace, args.discovery_selector);

@@ -36,10 +36,12 @@ impl Services {
     /// the authority while this replica is elected.
     pub(super) fn secure(
         &mut self,
-        listener: TcpListener,
-        options: SecureOptions,
+        secured: Option<(TcpListener, SecureOptions)>,
         current_sender: watch::Sender<Option<Arc<Current>>>,
-    ) -> anyhow::Result<(SecurePort, Keeper)> {
+    ) -> anyhow::Result<Option<(SecurePort, Keeper)>> {
+        let Some((listener, options)) = secured else {
+            return Ok(None);
+        };
         let client = self.client.clone();
         let client = client.context("the TLS port needs a Kubernetes API, which checks tokens")?;
         let (current, metrics) = (current_sender.subscribe(), self.admin.metrics.identity());
@@ -72,7 +74,8 @@ impl Services {
         let tokens = Arc::new(TokenReviewer::new(client.clone(), AUDIENCE.to_owned(), metrics));
         let tls = tls::server_config(presenter)?;
         let port = SecurePort { listener, tls, tokens, authority };
-        Ok((port, Keeper::new(client, options.authority, options.only, current, stored)))
+        let keeper = Keeper::new(client, options.authority, options.only, current, stored);
+        Ok(Some((port, keeper)))
     }
 
     /// Runs something that never ends until weir shuts down.

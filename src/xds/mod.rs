@@ -7,6 +7,7 @@
 pub(crate) mod connections;
 mod credentials;
 mod grpc;
+mod node;
 mod secrets;
 pub(crate) mod server;
 pub mod stream;

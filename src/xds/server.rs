@@ -12,7 +12,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
-use envoy_types::pb::google::protobuf::{Struct, Value as PbValue, value::Kind};
 use futures::FutureExt;
 use prost::Message as _;
 use tokio::net::TcpListener;
@@ -30,13 +29,14 @@ use tracing::field::{Empty, display};
 use super::connections::{Connections, ProxyStatus, StreamInfo};
 use super::credentials::Credentials;
 use super::grpc::{self, Outgoing, Requests};
+use super::node::read_node;
 use super::secrets;
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
 use crate::ca::{CertificateAuthority, CertificateService};
 use crate::identity::{Identity, TokenError, TokenReviewer};
-use crate::mesh::{Locality, NodeMetadata, Proxy, ProxyError};
+use crate::mesh::{Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::revision::MeshRevision;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
@@ -768,29 +768,6 @@ fn not_served(error: &ProxyError) -> Status {
         ProxyError::Id(_) | ProxyError::Type { .. } | ProxyError::Address { .. } => {
             Status::invalid_argument(error.to_string())
         }
-    }
-}
-
-fn read_node(node: &core::Node) -> Result<Proxy, ProxyError> {
-    let metadata = node.metadata.as_ref().map_or(serde_json::Value::Null, struct_to_json);
-    let locality = node.locality.clone().unwrap_or_default();
-    let locality =
-        Locality { region: locality.region, zone: locality.zone, sub_zone: locality.sub_zone };
-    Proxy::new(&node.id, NodeMetadata::from_json(&metadata), locality)
-}
-
-fn struct_to_json(value: &Struct) -> serde_json::Value {
-    value.fields.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect()
-}
-
-fn value_to_json(value: &PbValue) -> serde_json::Value {
-    match &value.kind {
-        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
-        Some(Kind::NumberValue(number)) => (*number).into(),
-        Some(Kind::StringValue(text)) => text.clone().into(),
-        Some(Kind::BoolValue(truth)) => (*truth).into(),
-        Some(Kind::StructValue(fields)) => struct_to_json(fields),
-        Some(Kind::ListValue(list)) => list.values.iter().map(value_to_json).collect(),
     }
 }
 
