@@ -17,7 +17,7 @@ use tokio_util::sync::{
     CancellationToken, WaitForCancellationFuture, WaitForCancellationFutureOwned,
 };
 
-use super::{Admission, CONNECTION_BYTES, Exhausted, Limits, Peer, Permit};
+use super::{Admission, CONNECTION_BYTES, Exhausted, HANDSHAKE_BYTES, Limits, Peer, Permit};
 
 /// The memory cost of an open request in bytes: its tasks, its state, and the queued part of its response.
 const EXCHANGE_BYTES: usize = 16 << 10;
@@ -118,6 +118,20 @@ impl Connection {
     /// Resolves when the connection must be closed immediately.
     pub(super) fn over(&self) -> WaitForCancellationFuture<'_> {
         self.over.cancelled()
+    }
+
+    /// Reserves the memory of a TLS handshake.
+    ///
+    /// # Errors
+    /// The limit for this peer is reached.
+    pub(super) fn begin_handshake(&self) -> Result<(), Exhausted> {
+        self.memory.resize(CONNECTION_BYTES + HANDSHAKE_BYTES)
+    }
+
+    /// Returns the memory of the handshake.
+    pub(super) fn end_handshake(&self) {
+        // Shrinking always succeeds, unless the reservation was already revoked.
+        let _ = self.memory.resize(CONNECTION_BYTES);
     }
 
     /// Logs why it is closed.

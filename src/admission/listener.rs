@@ -209,12 +209,17 @@ impl Served {
         let Some(tls) = tls else {
             return self.run(socket, builder, closing).await;
         };
+        if let Err(exhausted) = self.connection.begin_handshake() {
+            self.connection.admission().log("refused a TLS handshake", &exhausted);
+            return;
+        }
         let limit = self.connection.limits().first_request;
         let handshake = tokio::select! {
             handshake = tokio::time::timeout(limit, tls.accept(socket)) => handshake,
             () = self.connection.over() => return self.connection.log_closing(),
             () = closing.cancelled() => return,
         };
+        self.connection.end_handshake();
         match handshake {
             Ok(Ok(stream)) => self.run(stream, builder, closing).await,
             // The client knows.

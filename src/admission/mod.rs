@@ -34,6 +34,9 @@ pub(crate) use turns::Turns;
 /// The memory cost of an open connection in bytes: the buffers and state of hyper and h2.
 pub(crate) const CONNECTION_BYTES: usize = 32 << 10;
 
+/// The memory cost of a TLS handshake in bytes: rustls keeps a message of up to 64 KiB, and as much to be sent.
+pub(crate) const HANDSHAKE_BYTES: usize = 128 << 10;
+
 /// The interval between log messages about rejections.
 const LOG_AGAIN: Duration = Duration::from_secs(10);
 
@@ -183,7 +186,7 @@ impl Admission {
     }
 
     /// Logs that a client was refused or disconnected, rate limited.
-    fn log(&self, what: &'static str, reason: &dyn fmt::Display) {
+    pub(crate) fn log(&self, what: &'static str, reason: &dyn fmt::Display) {
         let mut logged = self.logged.lock();
         if logged.last.is_some_and(|last| last.elapsed() < LOG_AGAIN) {
             logged.since += 1;

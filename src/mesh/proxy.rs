@@ -51,6 +51,16 @@ pub enum ProxyError {
     /// The id does not have four parts.
     #[error("node id `{0}` is not of the form TYPE~IP~POD.NAMESPACE~DNSDOMAIN")]
     Id(String),
+    /// A name is longer than Kubernetes allows.
+    #[error("{what} has {length} bytes; expected at most {limit}")]
+    TooLong {
+        /// What is too long.
+        what: &'static str,
+        /// Its length in bytes.
+        length: usize,
+        /// The largest length in bytes.
+        limit: usize,
+    },
     /// The proxy type is not supported.
     #[error("node id `{id}` is of type `{found}`; only `sidecar` is supported")]
     Type {
@@ -79,6 +89,11 @@ pub enum ProxyError {
         found: String,
     },
 }
+
+/// The longest name in Kubernetes (RFC 1123, section 2.1), and the longest id, which has three of them. Longer ones would end
+/// up in logs and errors.
+const LONGEST_NAME: usize = 253;
+const LONGEST_ID: usize = 1024;
 
 /// The node metadata that affects the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,6 +153,14 @@ impl Proxy {
     /// # Errors
     /// The id is not of the form above or of a type that is not served, or the client is not an Envoy.
     pub fn new(id: &str, metadata: NodeMetadata, locality: Locality) -> Result<Self, ProxyError> {
+        check_length("the node id", id, LONGEST_ID)?;
+        for (what, name) in [
+            ("the metadata NAMESPACE", &metadata.namespace),
+            ("the metadata SERVICE_ACCOUNT", &metadata.service_account),
+            ("the metadata GENERATOR", &metadata.generator),
+        ] {
+            check_length(what, name.as_deref().unwrap_or_default(), LONGEST_NAME)?;
+        }
         let parts: Vec<&str> = id.split('~').collect();
         let [kind, address, name, _domain] = parts.as_slice() else {
             return Err(ProxyError::Id(id.to_owned()));
@@ -186,6 +209,13 @@ impl Proxy {
             cluster: metadata.cluster_id.unwrap_or_default().into(),
             network: metadata.network.unwrap_or_default().into(),
         })
+    }
+}
+
+fn check_length(what: &'static str, name: &str, limit: usize) -> Result<(), ProxyError> {
+    match name.len() {
+        length if length > limit => Err(ProxyError::TooLong { what, length, limit }),
+        _ => Ok(()),
     }
 }
 
@@ -321,5 +351,19 @@ mod tests {
         assert!(matches!(with_id("sidecar~10.0.0.1~pod~x"), Err(ProxyError::Id(_))));
         assert!(matches!(with_id("router~10.0.0.1~pod.ns~x"), Err(ProxyError::Type { .. })));
         assert!(matches!(with_id("sidecar~here~pod.ns~x"), Err(ProxyError::Address { .. })));
+    }
+
+    #[test]
+    fn names_that_kubernetes_does_not_allow_are_refused_without_being_repeated() {
+        let id = |pod: &str| format!("sidecar~10.0.0.1~{pod}.shop~shop.svc.cluster.local");
+        let new = |id: &str, metadata| Proxy::new(id, metadata, Locality::default());
+        assert!(new(&id(&"a".repeat(253)), NodeMetadata::default()).is_ok());
+        let long = new(&id(&"a".repeat(1000)), NodeMetadata::default()).unwrap_err();
+        assert_eq!(long.to_string(), "the node id has 1045 bytes; expected at most 1024");
+        let namespace = Some("a".repeat(254));
+        let metadata = NodeMetadata { namespace, ..NodeMetadata::default() };
+        let long = new(&id("web-0"), metadata).unwrap_err();
+        let expected = "the metadata NAMESPACE has 254 bytes; expected at most 253";
+        assert_eq!(long.to_string(), expected);
     }
 }

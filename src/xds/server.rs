@@ -478,10 +478,12 @@ impl StreamTask<'_> {
             () = self.shared.closing.cancelled() => Err(shutting_down()),
         };
         let identity = identity.inspect_err(|status| {
-            tracing::warn!(node_id = %proxy.id, reason = status.message(), "a client is not served");
+            let reason = format_args!("{}: {}", proxy.id, status.message());
+            self.shared.admission.log("refused a client without a valid token", &reason);
         })?;
         identity.permits(proxy).map_err(|reason| {
-            tracing::warn!(node_id = %proxy.id, reason, "a client is not served");
+            let why = format_args!("{}: {reason}", proxy.id);
+            self.shared.admission.log("refused a client with another's token", &why);
             Status::permission_denied(reason)
         })?;
         Ok(Some((identity, access.clone())))
@@ -765,9 +767,10 @@ fn not_served(error: &ProxyError) -> Status {
     tracing::warn!(%error, "refused a client");
     match error {
         ProxyError::Generator { .. } => Status::unimplemented(error.to_string()),
-        ProxyError::Id(_) | ProxyError::Type { .. } | ProxyError::Address { .. } => {
-            Status::invalid_argument(error.to_string())
-        }
+        ProxyError::Id(_)
+        | ProxyError::TooLong { .. }
+        | ProxyError::Type { .. }
+        | ProxyError::Address { .. } => Status::invalid_argument(error.to_string()),
     }
 }
 
