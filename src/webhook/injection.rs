@@ -9,10 +9,10 @@ use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::request::{AT_ONCE, Refused, Times, blocking, busy, read, respond};
 use super::review::{
     AdmissionRequest, MAX_WARNING, MAX_WARNINGS, admitted, admitted_with, refused, shortened,
 };
-use super::server::{AT_ONCE, Refused, Times, blocking, busy, read, respond};
 use crate::admission::Exchange;
 use crate::api::describe;
 use crate::inject::{self, Chosen, Options, Outcome, inject};

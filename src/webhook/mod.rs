@@ -7,6 +7,7 @@
 
 mod configuration;
 mod injection;
+mod request;
 mod review;
 mod rotation;
 mod secret;
