@@ -23,7 +23,7 @@ use crate::xds::stream::runtime_layers;
 use progress::Progress;
 use world::World;
 
-/// Measures weir, or any xDS server, on a mesh that it makes
+/// Measure weir, or any xDS server, on a mesh made for it
 ///
 /// Starts weir, writes Services, EndpointSlices, Pods, VirtualServices and DestinationRules, and connects proxies
 /// which subscribe and ACK as Envoy does. Then it changes objects and measures when each proxy has the change, and the CPU
