@@ -1,6 +1,7 @@
 //! The TLS port: who is served what, with tokens of a real API server, and certificates by Istio's certificate API.
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -34,10 +35,13 @@ use envoy_types::pb::envoy::service::discovery::v3 as pb;
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use envoy_types::pb::google::protobuf::{Struct, Value as PbValue, value::Kind};
 
+use weir::envoy::{Admin, EnvoyBinary};
+
 use crate::support::ads::CDS;
 use crate::support::kube::KubeCluster;
 use crate::support::mesh::{DEADLINE, Serve, until};
-use crate::support::process::free_port;
+use crate::support::network::is_inside_of_pods;
+use crate::support::process::{Launch, Supervised, free_port};
 use crate::support::sidecar::start_envoy;
 
 /// The name by which the tests know weir.
@@ -660,4 +664,55 @@ async fn envoy_renews_its_token_and_its_certificate_without_a_failed_handshake()
         },
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_agent_of_a_pod_gets_its_configuration_over_tls() {
+    if !is_inside_of_pods() {
+        return;
+    }
+    let test = "the_agent_of_a_pod_gets_its_configuration_over_tls";
+    let Some(world) = World::start(test, &["--tls-name", "127.0.0.1"]).await else {
+        return;
+    };
+    let files = Files::new(&world.token("web", Some("web-0"), "istio-ca"), &world.roots);
+    let envoy = tokio::task::spawn_blocking(|| EnvoyBinary::find(None)).await.unwrap().unwrap();
+    let (xds, envoy) = (format!("127.0.0.1:{}", world.port), envoy.path().to_str().unwrap());
+    let [token, roots, config] =
+        ["istio-token", "root-cert.pem", "proxy"].map(|name| files.path(name));
+    std::fs::create_dir(&config).unwrap();
+    let path = |path: &PathBuf| path.to_str().unwrap().to_owned();
+    let args = [
+        "agent",
+        "run",
+        "--xds",
+        &xds,
+        "--pod",
+        "web-0",
+        "--namespace",
+        "shop",
+        "--ip",
+        "10.2.0.1",
+    ]
+    .map(str::to_owned)
+    .into_iter()
+    .chain(
+        ["--service-account", "web", "--interception", "NONE", "--envoy", envoy].map(str::to_owned),
+    )
+    .chain(["--token-file".to_owned(), path(&token), "--root-cert".to_owned(), path(&roots)])
+    .chain(["--config-dir".to_owned(), path(&config)]);
+    let log = std::fs::File::create(files.path("agent.log")).unwrap();
+    let _agent = Supervised::spawn(Launch {
+        program: Path::new(env!("CARGO_BIN_EXE_weir")),
+        args: args.collect(),
+        stdout: log.try_clone().unwrap().into(),
+        stderr: log.into(),
+        grace_tenths: 80,
+        remove: None,
+    })
+    .unwrap();
+    let readiness = Admin::new(SocketAddr::from(([127, 0, 0, 1], 15021)));
+    until("the agent is ready", async || readiness.get("/healthz/ready").await.is_ok()).await;
+    let proxies = world.serve.proxies().await.unwrap();
+    assert_eq!(proxies.len(), 1, "{proxies:?}");
 }
