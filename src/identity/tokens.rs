@@ -272,8 +272,8 @@ impl Claims {
     /// Returns when the token expires.
     fn check(self, audience: &str, now: SystemTime) -> Result<Option<SystemTime>, TokenError> {
         let is_for_us = match &self.aud {
-            Audiences::One(one) => one == audience,
-            Audiences::Many(all) => all.iter().any(|one| one == audience),
+            Audiences::One(name) => name == audience,
+            Audiences::Many(names) => names.iter().any(|name| name == audience),
         };
         if !is_for_us {
             return Err(TokenError::Rejected(format!("its audience is not {audience:?}")));

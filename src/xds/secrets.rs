@@ -150,7 +150,8 @@ impl Secrets {
                 let names = self.names.clone();
                 let resources = names.iter().filter_map(|name| self.send(name)).map(|(_, any)| any);
                 let resources: Vec<_> = resources.collect();
-                let version = self.sent.values().fold(0, |all: u64, one| all.wrapping_add(*one));
+                let version =
+                    self.sent.values().fold(0, |sum: u64, version| sum.wrapping_add(*version));
                 let version_info = version_text(version);
                 pb::DiscoveryResponse {
                     version_info,

@@ -34,8 +34,8 @@ pub enum Namespaces {
 impl Selection {
     /// The kinds that are read.
     pub(crate) fn kinds(&self) -> impl Iterator<Item = Kind> + use<> {
-        let one = matches!(self.namespaces, Namespaces::One(_));
-        Kind::ALL.into_iter().filter(move |kind| kind.namespaced() || !one)
+        let one_namespace = matches!(self.namespaces, Namespaces::One(_));
+        Kind::ALL.into_iter().filter(move |kind| kind.namespaced() || !one_namespace)
     }
 }
 
