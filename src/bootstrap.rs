@@ -332,10 +332,7 @@ impl Bootstrap {
                 "LABELS": self.labels,
                 "CLUSTER_ID": self.cluster_id,
                 "INSTANCE_IPS": ips.join(","),
-                "INTERCEPTION_MODE": match self.interception {
-                    Interception::Redirect => "REDIRECT",
-                    Interception::None => "NONE",
-                },
+                "INTERCEPTION_MODE": self.interception.as_str(),
             },
         });
         if let Some(name) = &self.node_name {

@@ -37,7 +37,7 @@ pub(crate) use install::install;
 pub(crate) use metrics::ApplicationMetrics;
 pub(crate) use probe::Probes;
 pub(crate) use readiness::wait;
-pub(crate) use server::READY_PORT;
+pub(crate) use server::{AGENT_PORT, READY_PORT};
 
 /// How long Envoy may take to end after SIGTERM.
 const STOP_GRACE: Duration = Duration::from_secs(5);

@@ -22,7 +22,7 @@ use crate::envoy::Admin;
 use crate::metrics::Metrics;
 
 /// The port with all pages.
-const AGENT_PORT: u16 = 15020;
+pub(crate) const AGENT_PORT: u16 = 15020;
 /// The port with readiness only.
 pub(crate) const READY_PORT: u16 = 15021;
 

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::api::Problem;
+use crate::mesh::Interception;
 use pod::{PodView, map_mut};
 use settings::Settings;
 use template::Template;
@@ -73,33 +74,12 @@ pub(crate) fn is_amount(text: &str) -> bool {
     quantity::parse(text).is_some()
 }
 
-/// How traffic gets to the sidecar.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Interception {
-    /// Rules of the kernel redirect it.
-    #[default]
-    Redirect,
-    /// The application sends it there.
-    None,
-}
+/// The ways of interception that a pod may ask for.
+const EXPECTED_INTERCEPTION: &str = "REDIRECT or NONE";
 
-impl Interception {
-    const EXPECTED: &str = "REDIRECT or NONE";
-
-    fn parse(text: &str) -> Option<Self> {
-        match text {
-            "REDIRECT" => Some(Self::Redirect),
-            "NONE" => Some(Self::None),
-            _ => None,
-        }
-    }
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Redirect => "REDIRECT",
-            Self::None => "NONE",
-        }
-    }
+fn interception(text: &str) -> Option<Interception> {
+    let all = [Interception::Redirect, Interception::None];
+    all.into_iter().find(|mode| mode.as_str() == text)
 }
 
 /// CPU time and memory, as Kubernetes writes them.

@@ -4,8 +4,8 @@
 use serde_json::{Map, Value, json};
 
 use super::pod::text;
-use super::settings::AGENT_PORT;
 use super::template::SIDECAR;
+use crate::agent::AGENT_PORT;
 
 /// The environment variable that tells the agent where probes go.
 const PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::pod::map_mut;
-use super::settings::AGENT_PORT;
+use crate::agent::AGENT_PORT;
 
 /// The environment variable that tells the agent where the application's metrics are.
 const TARGET: &str = "ISTIO_PROMETHEUS_ANNOTATIONS";

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::Interception;
+use super::EXPECTED_INTERCEPTION;
 use crate::api::{self, Labels, Problem, describe};
+use crate::mesh::Interception;
 use crate::source::yaml;
 
 /// The annotation.
@@ -136,7 +137,7 @@ fn truth(value: &Value) -> Result<bool, String> {
 }
 
 fn interception(value: &Value) -> Result<Interception, String> {
-    value.as_str().and_then(Interception::parse).ok_or(Interception::EXPECTED.to_owned())
+    value.as_str().and_then(super::interception).ok_or(EXPECTED_INTERCEPTION.to_owned())
 }
 
 /// Seconds, rounded up.

@@ -1,13 +1,14 @@
 //! The settings of one pod's sidecar: those of the mesh, changed by the pod's annotations.
 
-use std::net::IpAddr;
-
 use serde_json::{Map, Value};
 
 use super::pod::PodView;
 use super::proxy_config::{self, ProxyConfig};
-use super::{Interception, Options, ProxyKind, Resources, quantity};
+use super::{EXPECTED_INTERCEPTION, Options, ProxyKind, Resources, interception, quantity};
+use crate::agent::AGENT_PORT;
 use crate::api::{Labels, Problem};
+use crate::mesh::Interception;
+use crate::redirect::{InterfaceName, Network, Port};
 
 /// Annotations that Istio reads and weir does not.
 const NOT_READ: [&str; 9] = [
@@ -21,9 +22,6 @@ const NOT_READ: [&str; 9] = [
     "sidecar.istio.io/statsInclusionPrefixes",
     "traffic.sidecar.istio.io/kubevirtInterfaces",
 ];
-
-/// The port of the agent, which answers probes.
-pub(super) const AGENT_PORT: u16 = 15020;
 
 /// Which traffic is redirected. Lists are separated by commas.
 #[derive(Debug)]
@@ -84,8 +82,8 @@ impl Settings {
             }),
         };
         let (kind, image) = annotations.proxy(options);
-        let interception = annotations.read("sidecar.istio.io/interceptionMode", |text| {
-            Interception::parse(text).ok_or(Interception::EXPECTED)
+        let mode = annotations.read("sidecar.istio.io/interceptionMode", |text| {
+            interception(text).ok_or(EXPECTED_INTERCEPTION)
         });
         let merge_prometheus = annotations
             .read("prometheus.istio.io/merge-metrics", truth)
@@ -99,7 +97,7 @@ impl Settings {
             native: annotations
                 .read("sidecar.istio.io/nativeSidecar", truth)
                 .unwrap_or(options.native_sidecars),
-            interception: interception.or(config.interception).unwrap_or_default(),
+            interception: mode.or(config.interception).unwrap_or_default(),
             redirect: annotations.redirect(),
             resources: annotations.resources(&options.resources),
             readiness: annotations.readiness(),
@@ -345,7 +343,7 @@ fn ports(text: &str) -> Result<String, String> {
 }
 
 fn is_port(text: &str) -> bool {
-    text.parse::<u16>().is_ok_and(|port| port > 0)
+    text.parse::<Port>().is_ok()
 }
 
 fn ports_or_all(text: &str) -> Result<String, String> {
@@ -357,13 +355,8 @@ fn ranges(text: &str) -> Result<String, String> {
 }
 
 fn is_range(text: &str) -> bool {
-    let Some((address, length)) = text.split_once('/') else { return false };
-    let longest = match address.parse() {
-        Ok(IpAddr::V4(_)) => 32,
-        Ok(IpAddr::V6(_)) => 128,
-        Err(_) => return false,
-    };
-    length.parse::<u8>().is_ok_and(|length| length <= longest)
+    // As in Istio, an address alone is no range.
+    text.contains('/') && text.parse::<Network>().is_ok()
 }
 
 fn ranges_or_all(text: &str) -> Result<String, String> {
@@ -378,11 +371,9 @@ fn interfaces(text: &str) -> Result<String, String> {
     list(text, "names of network interfaces, separated by commas", is_interface)
 }
 
-/// Source: Linux, `dev_valid_name()`.
+/// Whether `weir redirect` takes the name, and the kernel, too. Source: Linux, `dev_valid_name()`.
 fn is_interface(text: &str) -> bool {
-    (1..16).contains(&text.len())
-        && ![".", ".."].contains(&text)
-        && text.chars().all(|c| c.is_ascii_graphic() && !"/:".contains(c))
+    text.parse::<InterfaceName>().is_ok() && ![".", ".."].contains(&text) && !text.contains(':')
 }
 
 #[cfg(test)]

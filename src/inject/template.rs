@@ -4,8 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::pod::{PodView, list_mut, text};
 use super::proxy_config::seconds;
-use super::settings::{AGENT_PORT, Settings};
+use super::settings::Settings;
 use super::{Options, Owner, ProxyKind, Resources, quantity};
+use crate::agent::{AGENT_PORT, READY_PORT};
 
 /// The container of the proxy.
 pub(super) const SIDECAR: &str = "istio-proxy";
@@ -18,8 +19,6 @@ pub(super) const CONTAINERS: [&str; 4] = [SIDECAR, REDIRECT, "istio-validation",
 
 /// The user and group of the proxy, whose traffic is not redirected.
 pub(super) const PROXY_ID: u64 = 1337;
-/// The port at which the proxy says whether it is ready.
-const READY_PORT: u16 = 15021;
 /// Ports whose inbound traffic is never redirected: tunnels of ambient mode, probes and metrics.
 const NOT_REDIRECTED: &str = "15008,15020,15021,15090";
 /// The cluster's domain that weir's agent assumes.
@@ -383,8 +382,8 @@ impl Template<'_> {
         volumes
     }
 
-    /// Whether the proxy proves who it is, and can thus take mutual TLS.
-    pub(crate) fn has_identity(&self) -> bool {
+    /// Whether the proxy proves who it is.
+    fn has_identity(&self) -> bool {
         self.options.xds_tls || self.settings.kind == ProxyKind::IstioProxy
     }
 }

@@ -37,12 +37,23 @@ pub struct Proxy {
 }
 
 /// How traffic is intercepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Interception {
     /// Redirected to ports 15001 and 15006.
+    #[default]
     Redirect,
     /// Not intercepted: clients connect to the proxy's own listeners, which bind their ports.
     None,
+}
+
+impl Interception {
+    /// As in node metadata and annotations.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Redirect => "REDIRECT",
+            Self::None => "NONE",
+        }
+    }
 }
 
 /// Why a node message does not describe a proxy.
