@@ -72,7 +72,6 @@ pub(crate) enum SignError {
 }
 
 /// A certificate that weir has made together with its key.
-#[derive(Clone)]
 pub(crate) struct KeyedChain {
     /// The certificate and its intermediates, in PEM.
     pub chain: String,

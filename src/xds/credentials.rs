@@ -8,7 +8,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::secrets::{Material, Secrets, TooManySecrets};
+use super::secrets::{Secrets, TooManySecrets};
 use super::stream::{Request, Variant};
 use crate::ca::{CertificateAuthority, Current, KeyedChain};
 use crate::identity::Identity;
@@ -109,11 +109,8 @@ impl Credentials {
         }
         self.retry_at = None;
         if let Some(made) = &self.made {
-            self.secrets.set(&Material {
-                chain: made.certificate.chain.clone(),
-                key: made.certificate.key.clone(),
-                roots: made.current.roots.clone(),
-            });
+            let KeyedChain { chain, key, .. } = &made.certificate;
+            self.secrets.set(chain, key, &made.current.roots);
         }
     }
 

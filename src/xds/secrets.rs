@@ -26,17 +26,6 @@ const ROOTS: &str = "ROOTCA";
 const NAMES: usize = 16;
 const NAME: usize = 253;
 
-/// A client's certificate with its key, and the roots to trust, all in PEM.
-#[derive(Clone)]
-pub(crate) struct Material {
-    /// The certificate and its intermediates.
-    pub chain: String,
-    /// The private key.
-    pub key: String,
-    /// The roots.
-    pub roots: String,
-}
-
 /// The secrets of one client.
 pub(crate) struct Secrets {
     variant: Variant,
@@ -113,15 +102,15 @@ impl Secrets {
         Ok(request.error)
     }
 
-    /// Has this material from now on.
-    pub(crate) fn set(&mut self, material: &Material) {
+    /// Has this certificate with its intermediates, its key, and these roots from now on, all in PEM.
+    pub(crate) fn set(&mut self, chain: &str, key: &str, roots: &str) {
         let certificate = tls::secret::Type::TlsCertificate(tls::TlsCertificate {
-            certificate_chain: inline(&material.chain),
-            private_key: inline(&material.key),
+            certificate_chain: inline(chain),
+            private_key: inline(key),
             ..Default::default()
         });
         let roots = tls::secret::Type::ValidationContext(tls::CertificateValidationContext {
-            trusted_ca: inline(&material.roots),
+            trusted_ca: inline(roots),
             ..Default::default()
         });
         self.resources = [(CERTIFICATE, certificate), (ROOTS, roots)]
@@ -212,9 +201,8 @@ fn inline(pem: &str) -> Option<core::DataSource> {
 mod tests {
     use super::*;
 
-    fn material(number: u8) -> Material {
-        let text = |what: &str| format!("{what} {number}");
-        Material { chain: text("chain"), key: text("key"), roots: "roots".to_owned() }
+    fn set(secrets: &mut Secrets, number: u8) {
+        secrets.set(&format!("chain {number}"), &format!("key {number}"), "roots");
     }
 
     fn request(nonce: &str, names: &[&str]) -> Request {
@@ -244,8 +232,8 @@ mod tests {
         assert!(!secrets.are_wanted());
         secrets.on_request(request("", &["default", "other"])).unwrap();
         assert!(secrets.are_wanted());
-        assert!(secrets.response().is_none(), "there is no material yet");
-        secrets.set(&material(1));
+        assert!(secrets.response().is_none(), "there is no certificate yet");
+        set(&mut secrets, 1);
         let first = delta(&mut secrets).unwrap();
         assert_eq!(named(&first), ["default"]);
         assert_eq!(first.removed_resources, ["other"]);
@@ -254,11 +242,11 @@ mod tests {
 
         secrets.on_request(request("", &["ROOTCA"])).unwrap();
         assert_eq!(named(&delta(&mut secrets).unwrap()), ["ROOTCA"]);
-        secrets.set(&material(2));
+        set(&mut secrets, 2);
         assert_eq!(named(&delta(&mut secrets).unwrap()), ["default"], "the roots are the same");
         let unsubscribe = Request { unsubscribe: vec!["default".to_owned()], ..request("", &[]) };
         secrets.on_request(unsubscribe).unwrap();
-        secrets.set(&material(3));
+        set(&mut secrets, 3);
         assert!(secrets.response().is_none());
         // A client that subscribes again has forgotten what it had.
         secrets.on_request(request("", &["ROOTCA"])).unwrap();
@@ -268,7 +256,7 @@ mod tests {
     #[test]
     fn over_sotw_each_response_has_all_secrets_and_old_answers_change_nothing() {
         let mut secrets = Secrets::new(Variant::Sotw);
-        secrets.set(&material(1));
+        set(&mut secrets, 1);
         secrets.on_request(request("", &["default"])).unwrap();
         let first = sotw(&mut secrets).unwrap();
         assert_eq!(first.resources.len(), 1);
@@ -278,7 +266,7 @@ mod tests {
         secrets.on_request(request(&first.nonce, &["default"])).unwrap();
         secrets.on_request(request(&second.nonce, &["default", "ROOTCA"])).unwrap();
         assert!(secrets.response().is_none());
-        secrets.set(&material(2));
+        set(&mut secrets, 2);
         let third = sotw(&mut secrets).unwrap();
         assert_ne!(third.version_info, second.version_info);
         let secret = tls::Secret::decode(&*third.resources[1].value).unwrap();
@@ -289,7 +277,7 @@ mod tests {
     fn a_rejection_is_reported_and_not_answered_with_the_same() {
         for variant in [Variant::Sotw, Variant::Delta] {
             let mut secrets = Secrets::new(variant);
-            secrets.set(&material(1));
+            set(&mut secrets, 1);
             secrets.on_request(request("", &["default"])).unwrap();
             secrets.response().unwrap();
             let names: &[&str] = if variant == Variant::Sotw { &["default"] } else { &[] };
