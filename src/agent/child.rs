@@ -31,9 +31,7 @@ impl Ended {
             Self::Killed(signal) => u8::try_from(128 + signal as i32).unwrap_or(u8::MAX),
         }
     }
-}
 
-impl Ended {
     /// The exit status after Envoy was asked to end. Before it handles the signal, as it starts, the signal ends it.
     pub(crate) fn status_on_request(self) -> u8 {
         match self {

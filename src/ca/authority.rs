@@ -12,7 +12,6 @@ use rcgen::{
 use ring::rand::{SecureRandom as _, SystemRandom};
 use time::OffsetDateTime;
 use tokio_rustls::rustls::RootCertStore;
-use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
@@ -20,6 +19,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::parse_x509_certificate;
 
 use super::key::AuthorityKey;
+use crate::tls;
 
 /// How much earlier than now a certificate becomes valid, as in Istio: clocks of nodes differ.
 const BACKDATED: Duration = Duration::from_secs(2 * 60);
@@ -67,9 +67,7 @@ impl Part<'_> {
     }
 
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
-        CertificateDer::pem_slice_iter(self.pem)
-            .collect::<Result<_, _>>()
-            .map_err(|_| self.wrong("not certificates in PEM"))
+        tls::certificates(self.pem).ok_or_else(|| self.wrong("not certificates in PEM"))
     }
 }
 
@@ -169,7 +167,7 @@ impl Authority {
     /// Makes a root, and returns its certificate and its key in PEM.
     ///
     /// # Errors
-    /// Randomness is unavailable.
+    /// The system provides no randomness.
     pub(super) fn make(
         trust_domain: &str,
         now: SystemTime,
@@ -285,10 +283,10 @@ impl Authority {
         let leaf = leaf.ok_or("the certificates that it signs cannot be read")?;
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates([self.root.clone()]);
-        let provider = Arc::new(default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-            .build()
-            .map_err(|error| error.to_string())?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), tls::provider())
+                .build()
+                .map_err(|error| error.to_string())?;
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         verifier
             .verify_client_cert(&leaf, &self.intermediates, UnixTime::since_unix_epoch(since))
@@ -355,6 +353,6 @@ fn serial_number() -> Result<SerialNumber, AuthorityError> {
     let mut bytes = [0; 16];
     SystemRandom::new()
         .fill(&mut bytes)
-        .map_err(|_| AuthorityError::Make("the machine has no randomness".to_owned()))?;
+        .map_err(|_| AuthorityError::Make("the system provides no randomness".to_owned()))?;
     Ok(SerialNumber::from(bytes.to_vec()))
 }

@@ -74,7 +74,7 @@ pub(super) fn read(secret: &Secret, now: SystemTime) -> Result<Authority, Author
 /// Makes a root, in the Secret that is to hold it.
 ///
 /// # Errors
-/// The machine has no randomness.
+/// The system provides no randomness.
 pub(super) fn make(trust_domain: &str, now: SystemTime) -> Result<Secret, AuthorityError> {
     let (certificate, key) = Authority::make(trust_domain, now)?;
     let labels = [("app.kubernetes.io/name".to_owned(), "weir".to_owned())];

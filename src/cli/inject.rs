@@ -14,6 +14,7 @@ use crate::inject::{Options, ProxyKind, Resources, WEIR_IMAGE, is_amount};
 use crate::mesh::MeshConfig;
 use crate::source::directory;
 use crate::source::yaml::MAX_BYTES;
+use crate::webhook::SERVICE;
 
 /// Add sidecars to the pods and pod templates in files
 #[derive(Debug, clap::Args)]
@@ -158,7 +159,7 @@ impl SidecarArgs {
             native_sidecars: self.native_sidecars.is_on(),
             xds: self.proxy_xds.unwrap_or_else(|| {
                 let port = if tls { 15012 } else { 15010 };
-                format!("weir.{namespace}.svc:{port}")
+                format!("{SERVICE}.{namespace}.svc:{port}")
             }),
             xds_tls: tls,
             resources: Resources {

@@ -1,7 +1,7 @@
 //! Rules by which the kernel sends the TCP traffic of a pod through its proxy, in the network namespace of that pod.
 //!
-//! Pure but for [`source_address`]: [`Settings::inbound`] and [`Settings::outbound`] say what happens in which order, and [`nft`] and [`iptables`] write
-//! the same rules for either tool.
+//! Pure but for [`source_address`]: [`Settings::inbound`] and [`Settings::outbound`] say what happens in which order, and
+//! [`nft`] and [`iptables`] write the same rules for either tool.
 
 pub(crate) mod iptables;
 mod list;

@@ -166,7 +166,7 @@ impl ServedCertificate {
 }
 
 /// The certificates of a PEM file; `None` if it is not one.
-fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+pub(crate) fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()
 }
 
@@ -207,7 +207,8 @@ impl ResolvesServerCert for Presenter {
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
+/// The cryptography of all TLS.
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::source::kubernetes::object_watch::{ObjectWatch, Seen};
 
-/// The name of the Service that the API server calls.
-pub(super) const SERVICE: &str = "weir";
+/// The name of the Service that the API server calls, and proxies, too.
+pub(crate) const SERVICE: &str = "weir";
 
 const GROUP: &str = "admissionregistration.k8s.io";
 const API_VERSION: &str = "admissionregistration.k8s.io/v1";

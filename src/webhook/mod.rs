@@ -29,7 +29,7 @@ use crate::inject;
 use crate::metrics::WebhookMetrics;
 use crate::tls::{self, CertificateError, Presenter, ServedCertificate};
 
-pub(crate) use configuration::ConfigurationKind;
+pub(crate) use configuration::{ConfigurationKind, SERVICE};
 pub(crate) use injection::Injector;
 
 pub(crate) use secret::{Issuer, SecretState, follow as follow_secret};

@@ -1,4 +1,5 @@
-//! The pages of the webhooks over HTTPS, and `POST /validate`: when time is short, the answer comes without what takes long.
+//! The pages of the webhooks over HTTPS, and `POST /validate`. When time is short, the answer lacks the warnings that take
+//! long.
 
 use std::sync::Arc;
 

@@ -9,9 +9,7 @@ use super::{Switch, address, seconds};
 use crate::bootstrap::dns_name;
 use crate::ca::{self, CaOptions};
 use crate::control_plane::SecureOptions;
-
-/// The name of weir's Service.
-const SERVICE: &str = "weir";
+use crate::webhook::SERVICE;
 
 /// The namespace and the Service by which proxies know Istiod.
 const ISTIO_NAMESPACE: &str = "istio-system";
