@@ -13,6 +13,7 @@ mod agreement;
 mod analyze;
 mod attack;
 mod bench;
+mod canary_in_pods;
 mod canary_traps;
 mod cases;
 mod chaos;

@@ -2,10 +2,11 @@
 //!
 //! There is no controller manager, scheduler or kubelet: objects stay as written, EndpointSlices and ServiceAccounts
 //! are not created, pods do not run, a deleted Namespace stays in `Terminating`, and the aggregated roles `view`,
-//! `edit` and `admin` contain no rules.
+//! `edit` and `admin` contain no rules. [`super::node`] adds some controllers, and runs pods.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -32,6 +33,9 @@ const ADMIN: &str = "admin";
 #[derive(Debug)]
 pub(crate) struct KubeCluster {
     parts: KubeBinaries,
+    address: Ipv4Addr,
+    /// Whether pods get what the API server gives them where there are controllers and kubelets.
+    runs_pods: bool,
     port: u16,
     apiserver: Option<Supervised>,
     etcd: Supervised,
@@ -58,10 +62,24 @@ impl KubeCluster {
                 return None;
             }
         };
-        Some(Self::launch(parts, users).unwrap_or_else(|why| panic!("{test}: {why}")))
+        let started = Self::launch(parts, users, None);
+        Some(started.unwrap_or_else(|why| panic!("{test}: {why}")))
     }
 
-    fn launch(parts: KubeBinaries, users: &[(&str, &[&str])]) -> Result<Self, String> {
+    /// Like [`KubeCluster::start`], for pods that run: the API is at this address, which they can reach, and gives them
+    /// their service accounts.
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub(crate) fn start_for_pods(parts: KubeBinaries, address: Ipv4Addr) -> Self {
+        Self::launch(parts, &[], Some(address)).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    fn launch(
+        parts: KubeBinaries,
+        users: &[(&str, &[&str])],
+        for_pods: Option<Ipv4Addr>,
+    ) -> Result<Self, String> {
         let dir = tempfile::Builder::new()
             .prefix("weir-kube-")
             .tempdir()
@@ -81,6 +99,8 @@ impl KubeCluster {
         let mut cluster = Self {
             kubeconfig: kubeconfig_path(dir.path(), ADMIN),
             parts,
+            address: for_pods.unwrap_or(Ipv4Addr::LOCALHOST),
+            runs_pods: for_pods.is_some(),
             port: 0,
             apiserver: None,
             etcd,
@@ -126,7 +146,16 @@ impl KubeCluster {
 
     /// The address of the API, like `https://127.0.0.1:20000`.
     pub(crate) fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        format!("https://{}:{}", self.address, self.port)
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The file with the certificate by which the API is verified.
+    pub(crate) fn authority(&self) -> PathBuf {
+        self.dir.path().join("certs/apiserver.crt")
     }
 
     /// The key in PEM with which the API server signs the tokens of service accounts.
@@ -240,19 +269,17 @@ impl KubeCluster {
         let file = |name: &str| format!("{}/{name}", dir.display());
         // The server creates its certificate before it reads the token signing key, so one key serves for both.
         let key = file("certs/apiserver.key");
-        vec![
+        let mut args = vec![
             format!("--etcd-servers={}", etcd_url(dir)),
             format!("--cert-dir={}", file("certs")),
-            "--bind-address=127.0.0.1".into(),
-            "--advertise-address=127.0.0.1".into(),
+            format!("--bind-address={}", self.address),
+            format!("--advertise-address={}", self.address),
             format!("--secure-port={}", self.port),
             format!("--token-auth-file={}", file("tokens.csv")),
             "--authorization-mode=RBAC".into(),
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--service-account-signing-key-file={key}"),
             format!("--service-account-key-file={key}"),
-            // It rejects pods until a controller, which does not run here, has created their service account.
-            "--disable-admission-plugins=ServiceAccount".into(),
             // Room for a thousand Services and more.
             "--service-cluster-ip-range=10.96.0.0/12".into(),
             // Nothing forwards the addresses of Services here: a webhook is called at the endpoints of its Service.
@@ -260,7 +287,12 @@ impl KubeCluster {
             // Loopback addresses must not be published.
             "--endpoint-reconciler-type=none".into(),
             "--allow-privileged=true".into(),
-        ]
+        ];
+        if !self.runs_pods {
+            // It rejects pods until a controller, which does not run here, has created their service account.
+            args.push("--disable-admission-plugins=ServiceAccount".into());
+        }
+        args
     }
 
     /// Waits until a server that has just been started is ready. It writes to `log` from the byte `log_start` on.
@@ -320,7 +352,7 @@ impl KubeCluster {
             "kind": "Config",
             "clusters": [{"name": "weir", "cluster": {
                 "server": self.url(),
-                "certificate-authority": self.dir.path().join("certs/apiserver.crt"),
+                "certificate-authority": self.authority(),
             }}],
             "users": [{"name": user, "user": {"token": token}}],
             "contexts": [{"name": "weir", "context": {"cluster": "weir", "user": user}}],

@@ -219,10 +219,19 @@ impl Drop for Serve {
 }
 
 /// Waits for a condition and fails with its description on timeout.
-pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, holds: impl AsyncFnMut() -> bool) {
+    until_within(DEADLINE, what, holds).await;
+}
+
+/// Waits for a condition at most this long, and fails with its description on timeout.
+pub(crate) async fn until_within(
+    limit: Duration,
+    what: &str,
+    mut holds: impl AsyncFnMut() -> bool,
+) {
     let begun = Instant::now();
     while !holds().await {
-        assert!(begun.elapsed() < DEADLINE, "waited {DEADLINE:?} for: {what}");
+        assert!(begun.elapsed() < limit, "waited {limit:?} for: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

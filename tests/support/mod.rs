@@ -17,6 +17,7 @@ pub(crate) mod kube_canary;
 pub(crate) mod lint;
 pub(crate) mod mesh;
 pub(crate) mod network;
+pub(crate) mod node;
 pub(crate) mod process;
 pub(crate) mod rollout_tools;
 pub(crate) mod sds;

@@ -31,15 +31,16 @@ exec "$0" "$@"
 /// Whether this process is inside a network with redirection. If not, runs the calling test inside one and fails if that
 /// fails; if the machine cannot create one, the test is reported as skipped.
 pub(crate) fn is_inside() -> bool {
-    is_inside_of(SETUP, &["unshare", "ip", "iptables"])
+    is_inside_of(SETUP, &["unshare", "ip", "iptables"], &["unshare"])
 }
 
 /// The same with a network in which every address of 10.2.0.0/16 can be bound, and all ports are free.
 pub(crate) fn is_inside_of_pods() -> bool {
-    is_inside_of(PODS, &["unshare", "ip"])
+    is_inside_of(PODS, &["unshare", "ip"], &["unshare"])
 }
 
-fn is_inside_of(setup: &str, tools: &[&str]) -> bool {
+/// `unshare` begins the command that makes the namespaces.
+fn is_inside_of(setup: &str, tools: &[&str], unshare: &[&str]) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
@@ -51,7 +52,8 @@ fn is_inside_of(setup: &str, tools: &[&str]) -> bool {
         return false;
     }
     let allowed = |args: &[&str]| {
-        Command::new("unshare").args(args).arg("true").output().unwrap().status.success()
+        let mut command = Command::new(unshare[0]);
+        command.args(&unshare[1..]).args(args).arg("true").output().unwrap().status.success()
     };
     let Some(args) = [&["--net"][..], &["--net", "--user", "--map-root-user"]]
         .into_iter()
@@ -60,7 +62,8 @@ fn is_inside_of(setup: &str, tools: &[&str]) -> bool {
         Skip { why: "this user may not create network namespaces".to_owned() }.report(name);
         return false;
     };
-    let inside = Command::new("unshare")
+    let inside = Command::new(unshare[0])
+        .args(&unshare[1..])
         .args(args)
         .args(["sh", "-c", setup])
         .arg(std::env::current_exe().unwrap())
@@ -104,16 +107,42 @@ exec "$0" "$@"
 /// Whether this process is in a pod, as [`is_inside`]. Processes can be those of any user there.
 pub(crate) fn is_inside_of_a_pod() -> bool {
     let tools = ["unshare", "ip", "nft", "iptables", "nsenter", "setpriv", "python3"];
-    if std::env::var_os(INSIDE).is_none() {
-        let as_proxy = Command::new("setpriv").args(["--reuid", "1337", "true"]).output();
-        if !as_proxy.is_ok_and(|output| output.status.success()) {
-            let thread = std::thread::current();
-            Skip { why: "this user may not become another".to_owned() }
-                .report(thread.name().unwrap());
-            return false;
-        }
+    may_become_another_user() && is_inside_of(POD_AND_NODE, &tools, &["unshare"])
+}
+
+/// If not, the test is reported as skipped.
+fn may_become_another_user() -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
     }
-    is_inside_of(POD_AND_NODE, &tools)
+    let as_proxy = Command::new("setpriv").args(["--reuid", "1337", "true"]).output();
+    let may = as_proxy.is_ok_and(|output| output.status.success());
+    if !may {
+        let thread = std::thread::current();
+        Skip { why: "this user may not become another".to_owned() }.report(thread.name().unwrap());
+    }
+    may
+}
+
+/// The network of a node, which forwards between its pods, and a folder in memory for temporary files.
+const NODE: &str = r#"
+set -e
+ip link set lo up
+ip address add 10.3.0.1/32 dev lo
+echo 1 >/proc/sys/net/ipv4/ip_forward
+mount -t tmpfs -o mode=1777 tmpfs /run
+export TMPDIR=/run
+exec "$0" "$@"
+"#;
+
+/// Whether this process is on a node whose pods have addresses of 10.4.0.0/16, as [`is_inside`]. It may make namespaces and
+/// start processes of any user.
+pub(crate) fn is_inside_of_a_node() -> bool {
+    let tools = ["unshare", "ip", "nft", "nsenter", "setpriv", "mount", "chroot"];
+    // All processes end with this one.
+    let unshare = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork"];
+    let unshare = [&unshare[..], &["--kill-child", "--mount-proc"]].concat();
+    may_become_another_user() && is_inside_of(NODE, &tools, &unshare)
 }
 
 /// A program in the network of the node.
