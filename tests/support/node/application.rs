@@ -2,7 +2,6 @@
 //! to end. It is the program of the tests itself, started with [`ROLE`] in its environment.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +12,7 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::routing::{any, get, post};
 use bytes::Bytes;
-use http::Request;
+use http::{HeaderMap, Request};
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -110,24 +109,24 @@ async fn told_to_end() {
 
 async fn serve(version: &str) {
     let version = version.to_owned();
-    let see = async move |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request<Body>| {
-        let header = |name: &str| {
-            let value = request.headers().get(name).map(|value| value.as_bytes());
-            String::from_utf8_lossy(value.unwrap_or_default()).into_owned()
-        };
-        let seen = Seen {
-            version,
-            source: peer.ip().to_string(),
-            host: header("host"),
-            forwarded_for: header("x-forwarded-for"),
-            client_certificate: header("x-forwarded-client-cert"),
-        };
-        Ok::<_, Infallible>(axum::Json(seen))
-    };
-    let router = Router::new().route("/healthz", get(async || "ok")).fallback(any(see));
+    let router = Router::new().route("/healthz", get(async || "ok")).fallback(any(
+        async move |ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request<Body>| {
+            axum::Json(seen(version, peer, request.headers()))
+        },
+    ));
     let router = router.into_make_service_with_connect_info::<SocketAddr>();
     let listener = TcpListener::bind(("0.0.0.0", SERVER)).await.expect("the port");
     axum::serve(listener, router).with_graceful_shutdown(told_to_end()).await.expect("a server");
+}
+
+fn seen(version: String, peer: SocketAddr, headers: &HeaderMap) -> Seen {
+    let [host, forwarded_for, client_certificate] =
+        ["host", "x-forwarded-for", "x-forwarded-client-cert"].map(|name| {
+            let value = headers.get(name).map(|value| value.as_bytes()).unwrap_or_default();
+            String::from_utf8_lossy(value).into_owned()
+        });
+    let source = peer.ip().to_string();
+    Seen { version, source, host, forwarded_for, client_certificate }
 }
 
 /// What the workers of a client share.

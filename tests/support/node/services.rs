@@ -60,11 +60,10 @@ fn slices_of<'a>(
     slices: &'a [Arc<EndpointSlice>],
 ) -> impl Iterator<Item = &'a EndpointSlice> {
     let (namespace, name) = (service.namespace(), service.name_any());
-    let is_of = move |slice: &&EndpointSlice| {
+    slices.iter().map(AsRef::as_ref).filter(move |slice: &&EndpointSlice| {
         slice.namespace() == namespace
             && slice.labels().get("kubernetes.io/service-name") == Some(&name)
-    };
-    slices.iter().map(AsRef::as_ref).filter(is_of)
+    })
 }
 
 fn ready(slice: &EndpointSlice) -> impl Iterator<Item = Ipv4Addr> {
