@@ -163,23 +163,24 @@ impl World {
         self.cluster.kubectl_ok(&["-n", SHOP, "delete", kind, name]);
     }
 
-    /// The address of the newest client that runs.
-    fn client(&self) -> String {
+    /// The address of the newest pod with these labels.
+    fn newest(&self, labels: &str) -> String {
         let path = "jsonpath={.items[-1:].status.podIP}";
-        let get = ["-n", SHOP, "get", "pods", "-l", "app=client", "-o", path];
+        let get = ["-n", SHOP, "get", "pods", "-l", labels, "-o", path];
         let sorted = "--sort-by=.metadata.creationTimestamp";
         self.cluster.kubectl_ok(&[&get[..], &[sorted]].concat())
     }
 
-    /// What a client has got.
+    /// What a client says.
     async fn ask(&self, method: &str, path: &str) -> Bytes {
-        let request = http::Request::builder()
-            .method(method)
-            .uri(format!("http://{}:{REPORT}{path}", self.client()))
-            .body(Empty::<Bytes>::new())
-            .unwrap();
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        client.request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes()
+        let url = format!("http://{}:{REPORT}{path}", self.newest("app=client"));
+        send(method, &url).await.unwrap()
+    }
+
+    /// Whether a server answers somebody who has no sidecar.
+    async fn takes_plain_text(&self) -> bool {
+        let url = format!("http://{}:{SERVER}/healthz", self.newest("version=v2"));
+        send("GET", &url).await.is_ok_and(|body| body == "ok")
     }
 
     async fn report(&self) -> Report {
@@ -205,6 +206,13 @@ impl World {
     fn last_reports(&self) -> Vec<Report> {
         self.node.logs("app").values().filter_map(|log| application::last_report(log)).collect()
     }
+}
+
+/// Sends a request from the node.
+async fn send(method: &str, url: &str) -> Result<Bytes, Box<dyn std::error::Error>> {
+    let request = http::Request::builder().method(method).uri(url).body(Empty::<Bytes>::new())?;
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    Ok(client.request(request).await?.into_body().collect().await?.to_bytes())
 }
 
 // On threads of its own the node goes on while kubectl runs.
@@ -236,6 +244,7 @@ async fn canary(test: &str, run: Run) {
     }
     world.restart_everything().await;
     world.assert_split(50).await;
+    assert_eq!(world.takes_plain_text().await, run.mode != Some("STRICT"));
     world.apply(&route(SHOP, &[("v1", 0), ("v2", 100)])).await;
     world.assert_split(100).await;
     world.clean_up().await;
