@@ -34,9 +34,15 @@ pub(super) struct Claim {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Domains {
     claims: OrdMap<Arc<str>, Claim>,
-    /// The names of the virtual hosts that claim a domain, by the domain's hash.
-    wanted_by: HashMap<u64, Arc<[Arc<str>]>>,
+    /// The claimants of domains with a dot.
+    dotted: Claimants,
+    /// Those of the others: short names, which services have only for the proxies of their namespace. Scopes of different
+    /// namespaces differ in these alone, so they share the map of the others, which is large.
+    short: Claimants,
 }
+
+/// The names of the virtual hosts that claim a domain, by the domain's hash.
+type Claimants = HashMap<u64, Arc<[Arc<str>]>>;
 
 impl PartialEq for Claim {
     fn eq(&self, other: &Self) -> bool {
@@ -46,6 +52,17 @@ impl PartialEq for Claim {
 
 fn key(domain: &str) -> u64 {
     xxh3_64(domain.to_ascii_lowercase().as_bytes())
+}
+
+impl Claim {
+    /// The domains of a claim that another one lacks.
+    fn only<'a>(this: Option<&'a Self>, other: Option<&Self>) -> Vec<&'a str> {
+        let other = other.map_or(&[][..], |other| &other.host.domains);
+        let all = this.into_iter().flat_map(|claim| claim.host.domains.iter());
+        all.filter(|domain| !other.iter().any(|other| other.eq_ignore_ascii_case(domain)))
+            .map(String::as_str)
+            .collect()
+    }
 }
 
 impl Domains {
@@ -64,23 +81,16 @@ impl Domains {
             return;
         }
         let mut touched = BTreeSet::from([name.clone()]);
-        for domain in old.iter().flat_map(|claim| claim.host.domains.iter()) {
-            let others: Vec<_> =
-                self.wanting(domain).iter().filter(|other| *other != name).cloned().collect();
-            touched.extend(others.iter().cloned());
-            if others.is_empty() {
-                self.wanted_by.remove(&key(domain));
-            } else {
-                self.wanted_by.insert(key(domain), others.into());
-            }
+        for domain in old.iter().chain(&new).flat_map(|claim| claim.host.domains.iter()) {
+            touched.extend(self.wanting(domain).iter().cloned());
         }
-        for domain in new.iter().flat_map(|claim| claim.host.domains.iter()) {
-            let mut all = self.wanting(domain).to_vec();
-            touched.extend(all.iter().cloned());
-            if !all.contains(name) {
-                all.push(name.clone());
-            }
-            self.wanted_by.insert(key(domain), all.into());
+        for domain in Claim::only(old.as_ref(), new.as_ref()) {
+            let others = self.wanting(domain).iter().filter(|other| *other != name);
+            self.set_wanting(domain, others.cloned().collect());
+        }
+        for domain in Claim::only(new.as_ref(), old.as_ref()) {
+            let others = self.wanting(domain).iter().filter(|other| *other != name);
+            self.set_wanting(domain, others.chain([name]).cloned().collect());
         }
         for name in touched {
             table.set(&name, self.resolved(&name));
@@ -94,11 +104,21 @@ impl Domains {
 
     /// Whether any virtual host claims this domain.
     pub(crate) fn has(&self, domain: &str) -> bool {
-        self.wanted_by.contains_key(&key(domain))
+        !self.wanting(domain).is_empty()
     }
 
     fn wanting(&self, domain: &str) -> &[Arc<str>] {
-        self.wanted_by.get(&key(domain)).map_or(&[], |names| names)
+        let claimants = if domain.contains('.') { &self.dotted } else { &self.short };
+        claimants.get(&key(domain)).map_or(&[], |names| names)
+    }
+
+    fn set_wanting(&mut self, domain: &str, names: Arc<[Arc<str>]>) {
+        let claimants = if domain.contains('.') { &mut self.dotted } else { &mut self.short };
+        if names.is_empty() {
+            claimants.remove(&key(domain));
+        } else {
+            claimants.insert(key(domain), names);
+        }
     }
 
     fn is_disputed(&self, claim: &Claim) -> bool {
@@ -140,6 +160,20 @@ mod tests {
 
     fn shown(table: &RouteTable) -> Vec<(String, Vec<String>)> {
         table.iter().map(|host| (host.name.to_string(), host.domains.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_short_name_more_leaves_the_other_domains_alone() {
+        let (mut domains, mut table) = (Domains::default(), RouteTable::new(Bytes::new()));
+        let others = claim("a.shop:80", &["a.shop", "A.shop.svc"]);
+        domains.set(&others.host.name.clone(), Some(others), &mut table);
+        let before = domains.clone();
+        let own = claim("a.shop:80", &["a.shop", "a.shop.svc", "a"]);
+        domains.set(&own.host.name.clone(), Some(own), &mut table);
+        assert!(domains.dotted.ptr_eq(&before.dotted));
+        assert!(domains.has("A") && domains.has("a.shop.svc") && !before.has("a"));
+        domains.set(&"a.shop:80".into(), None, &mut table);
+        assert!(domains.dotted.is_empty() && domains.short.is_empty());
     }
 
     #[test]
