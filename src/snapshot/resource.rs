@@ -1,7 +1,6 @@
 //! Encoded resources, and maps of them with structural sharing.
 
 use std::cmp::Ordering;
-use std::collections::VecDeque;
 use std::iter::Peekable;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -141,15 +140,11 @@ impl Resource {
 
     /// The encoded message in shared pieces that follow one another.
     pub(crate) fn pieces(&self) -> Pieces {
-        match &self.body {
-            Body::Message { bytes, .. } => {
-                Pieces { ready: VecDeque::from([bytes.clone()]), table: None }
-            }
-            Body::Routes(table) => {
-                let ready = VecDeque::from([table.head().clone()]);
-                Pieces { ready, table: Some((table.clone(), None)) }
-            }
-        }
+        let (first, table) = match &self.body {
+            Body::Message { bytes, .. } => (bytes.clone(), None),
+            Body::Routes(table) => (table.head().clone(), Some((table.clone(), None))),
+        };
+        Pieces { first: Some(first), ready: Vec::new().into_iter(), table }
     }
 }
 
@@ -159,7 +154,8 @@ const BATCH: usize = 64;
 /// The pieces of an encoded message.
 #[derive(Debug)]
 pub(crate) struct Pieces {
-    ready: VecDeque<Bytes>,
+    first: Option<Bytes>,
+    ready: std::vec::IntoIter<Bytes>,
     /// The table whose virtual hosts follow, and the name of the last one that is ready.
     table: Option<(RouteTable, Option<Arc<str>>)>,
 }
@@ -168,18 +164,19 @@ impl Iterator for Pieces {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        if self.ready.is_empty()
-            && let Some((table, last)) = self.table.take()
-        {
-            let next = table.after(last.as_ref(), BATCH);
-            let last = next.last().map(|host| host.name.clone());
-            self.ready.extend(next.iter().map(|host| host.field.clone()));
-            match last {
-                Some(last) if next.len() == BATCH => self.table = Some((table, Some(last))),
-                _ => self.ready.extend(table.catch_all().map(|host| host.field.clone())),
-            }
+        if let Some(piece) = self.first.take().or_else(|| self.ready.next()) {
+            return Some(piece);
         }
-        self.ready.pop_front()
+        let (table, last) = self.table.take()?;
+        let next = table.after(last.as_ref(), BATCH);
+        let last = next.last().map(|host| host.name.clone());
+        let mut ready: Vec<Bytes> = next.iter().map(|host| host.field.clone()).collect();
+        match last {
+            Some(last) if next.len() == BATCH => self.table = Some((table, Some(last))),
+            _ => ready.extend(table.catch_all().map(|host| host.field.clone())),
+        }
+        self.ready = ready.into_iter();
+        self.ready.next()
     }
 }
 
