@@ -30,6 +30,7 @@ mod clusters;
 mod delivery;
 mod endpoints;
 mod gate;
+mod in_order;
 mod make;
 mod names;
 mod progress;

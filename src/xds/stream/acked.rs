@@ -191,10 +191,19 @@ impl Acked {
         match names {
             Some(names) => {
                 let mut shared = to.cursor();
-                names.for_each(|name| self.put_over(shared.get(name), name, states.get(name)));
+                for name in names {
+                    let own = shared.get(name);
+                    if !own.is_some_and(|own| states.passes(own)) {
+                        self.put_over(own, name, states.get(name));
+                    }
+                }
             }
             None => {
-                to.iter().for_each(|(name, own)| self.put_over(Some(own), name, states.get(name)));
+                for (name, own) in to.iter() {
+                    if !states.passes(own) {
+                        self.put_over(Some(own), name, states.get(name));
+                    }
+                }
                 states.rest().for_each(|(name, state)| self.put_over(None, &name, state));
             }
         }
@@ -222,6 +231,15 @@ struct StatesAfter<'a> {
 }
 
 impl StatesAfter<'_> {
+    /// Whether the next change is to this resource of the shared map, as nearly all are. Passes over it then.
+    fn passes(&mut self, own: &Arc<Resource>) -> bool {
+        let Self { before, changes, .. } = self;
+        before.peek().is_none()
+            && changes
+                .next_if(|change| change.resource.as_ref().is_some_and(|new| Arc::ptr_eq(new, own)))
+                .is_some()
+    }
+
     fn get(&mut self, name: &Arc<str>) -> AckedState {
         let Self { before, changes, passed } = self;
         passed.extend(iter::from_fn(|| before.next_if(|(other, _)| other < name)));

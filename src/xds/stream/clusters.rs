@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::Stream;
 use super::change::Change;
 use super::gate::ClusterReadiness;
+use super::in_order::in_order;
 use super::names::name_bytes;
 use crate::snapshot::{Resource, ResourceType};
 
@@ -99,6 +100,9 @@ pub(super) struct ClusterStates {
 }
 
 impl ClusterStates {
+    /// Names of which at least one in so many has an entry here are looked up by walking over all entries.
+    const MANY: usize = 8;
+
     /// The client waits for the endpoints of a cluster. A substitute remains a substitute until another version
     /// replaces it.
     pub(crate) fn warm(&mut self, name: Arc<str>) {
@@ -108,12 +112,43 @@ impl ClusterStates {
         });
     }
 
+    /// Like [`ClusterStates::warm`], for clusters in about the order of their names.
+    pub(crate) fn warm_all(&mut self, names: Vec<Arc<str>>) {
+        if self.unsettled.is_empty() {
+            tracing::trace!(
+                step = "make",
+                count = names.len(),
+                "clusters wait for their endpoints"
+            );
+            // Made at once, a map needs hardly any comparison.
+            self.unsettled = names.into_iter().map(|name| (name, Unsettled::Warming)).collect();
+        } else {
+            names.into_iter().for_each(|name| self.warm(name));
+        }
+    }
+
     /// The endpoints arrived, or were there before.
     pub(crate) fn warmed(&mut self, name: &str) {
         if self.is_warming(name) {
             tracing::trace!(step = "make", resource = %name, "a cluster has its endpoints");
             self.unsettled.remove(name);
         }
+    }
+
+    /// Like [`ClusterStates::warmed`], for clusters in about the order of their names.
+    pub(crate) fn all_warmed(&mut self, names: &[&Arc<str>]) {
+        if names.len() * Self::MANY < self.unsettled.len() {
+            names.iter().for_each(|name| self.warmed(name));
+            return;
+        }
+        tracing::trace!(step = "make", count = names.len(), "clusters have their endpoints");
+        let mut unsettled = in_order(std::mem::take(&mut self.unsettled));
+        let mut others = Vec::new();
+        for name in names {
+            let state = unsettled.take(name).filter(|state| *state != Unsettled::Warming);
+            others.extend(state.map(|state| ((*name).clone(), state)));
+        }
+        self.unsettled = unsettled.rest().chain(others).collect();
     }
 
     /// Settles the warming clusters for which `has_all` holds: the client ACKed the cluster and its endpoints.
@@ -311,6 +346,15 @@ impl Stream {
             && target.is_some_and(|target| clusters.has_exactly(target))
             && self.clusters.are_settled()
             && !endpoints.has_rejections()
+    }
+
+    /// Whether no cluster is [`ClusterReadiness::Making`]: a cheap check, `false` if that is unknown.
+    pub(super) fn makes_no_clusters(&self) -> bool {
+        let [_, endpoints, ..] = &self.types;
+        let target = self.target.as_ref().map(|target| target.get(ResourceType::Endpoints));
+        self.has_all_clusters()
+            && target.is_some_and(|target| endpoints.has_exactly(target))
+            && !self.may_be_defined_soon()
     }
 
     /// Whether a route may reference a cluster now, soon, or not before the mesh changes.

@@ -62,6 +62,8 @@ pub(super) struct HostGate<'a> {
     pub routes_follow: bool,
     /// The weights that the client has as runtime values.
     pub layer: &'a RuntimeLayers,
+    /// Whether no cluster is known to be on its way.
+    pub makes_no_clusters: bool,
 }
 
 /// How the new version of a virtual host reaches the client.
@@ -143,6 +145,7 @@ pub(super) fn choose<'a>(
             None if hosts.trials.concern(name) => {
                 Some(chosen.hosts(kind, None, new, hosts, &readiness))
             }
+            None if hosts.makes_no_clusters => Some(new.clone()),
             None => chosen.first(new, &readiness),
         };
         match allowed {

@@ -12,6 +12,7 @@ impl Stream {
         let target = self.target.clone();
         let mut endpoints =
             target.as_ref().map(|target| target.get(ResourceType::Endpoints).cursor());
+        let mut warm = Vec::new();
         for change in changes {
             let name = &change.name;
             let Some(resource) = &change.resource else {
@@ -23,12 +24,13 @@ impl Stream {
                 && (endpoints.as_mut().is_some_and(|endpoints| endpoints.get(name).is_some())
                     || self.needs_endpoints(name))
             {
-                self.clusters.warm(name.clone());
+                warm.push(name.clone());
             }
             if replaced || (change.new && !change.taken) {
                 self.state(ResourceType::Endpoints).send_again(name);
             }
         }
+        self.clusters.warm_all(warm);
     }
 
     /// The client accepted the clusters that are in flight, and waits for the endpoints of some.
@@ -45,7 +47,7 @@ impl Stream {
     pub(super) fn endpoints_acked(&mut self, changes: Vec<Change>) {
         let [clusters, endpoints, ..] = &self.types;
         let (mut asked, mut acked) = (endpoints.reader(), clusters.reader());
-        let mut in_flight = Vec::new();
+        let (mut warmed, mut in_flight) = (Vec::new(), Vec::new());
         for change in changes.iter().filter(|change| change.warms && change.resource.is_some()) {
             // The client dropped the cluster before these endpoints arrived: they do not belong to a later one of that
             // name.
@@ -53,11 +55,12 @@ impl Stream {
                 continue;
             }
             if acked.has(&change.name) {
-                self.clusters.warmed(&change.name);
+                warmed.push(&change.name);
             } else {
                 in_flight.push(&change.name);
             }
         }
+        self.clusters.all_warmed(&warmed);
         for name in in_flight {
             if let Some(cluster) = self.state(ResourceType::Cluster).in_flight_mut(name) {
                 cluster.warms = true;

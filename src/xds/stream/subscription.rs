@@ -15,6 +15,7 @@ use self::responses::{delta, sotw};
 use super::acked::Acked;
 use super::change::Change;
 use super::delivery::{Delivery, Turn, View};
+use super::in_order::names_in_order;
 use super::names::{Names, name_bytes};
 use super::rejection::{Rejection, cut, is_named};
 use super::request::{Request, RequestError, Variant};
@@ -661,16 +662,18 @@ impl Subscription {
     /// about those once they are answered.
     fn differences(&mut self, kind: ResourceType, turn: &Turn<'_>) -> (Vec<Change>, Vec<Arc<str>>) {
         let Turn { variant, view, delivery, .. } = *turn;
-        let mut again = std::mem::take(&mut self.again);
+        let due = std::mem::take(&mut self.again);
         // Every name that can differ, if these are known.
-        let names: Option<BTreeSet<Arc<str>>> = self.acked.is_shared().then(|| {
-            self.acked.differing().chain(&again).chain(view.kept.keys()).cloned().collect()
-        });
+        let names: Option<BTreeSet<Arc<str>>> = self
+            .acked
+            .is_shared()
+            .then(|| self.acked.differing().chain(&due).chain(view.kept.keys()).cloned().collect());
+        let mut due = names_in_order(due);
         let (mut later, mut changes) = (BTreeSet::new(), Vec::new());
         let named = names.iter().flatten().filter(|name| self.wants(name));
         let all = names.is_none().then(|| self.wanted(view)).into_iter().flatten();
         named.filter_map(|name| view.get(name)).chain(all).for_each(|resource| {
-            let asked = !again.is_empty() && again.remove(&resource.name);
+            let asked = due.take(&resource.name).is_some();
             match self.due(kind, resource, asked, delivery) {
                 Due::Now(version) => {
                     let change = self.change(&resource.name, Some(version));
@@ -690,6 +693,7 @@ impl Subscription {
             changes.extend(gone.map(|name| self.change(name, None)));
         }
         // Section "Knowing When a Requested Resource Does Not Exist".
+        let again: BTreeSet<Arc<str>> = due.rest().map(|(name, ())| name).collect();
         let missing = again.iter().filter(|name| !view.has(name) && !self.has(name)).cloned();
         let mut never = Vec::new();
         match variant {

@@ -173,6 +173,7 @@ impl Stream {
                 takes_runtime_weights: self.takes_runtime_weights(),
                 routes_follow: self.routes_follow(),
                 layer: &self.runtime,
+                makes_no_clusters: self.makes_no_clusters(),
             };
             let chosen = gate::choose(
                 kind,
