@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -45,21 +45,21 @@ use crate::support::process::{Launch, Supervised, free_port};
 use crate::support::sidecar::start_envoy;
 
 /// The name by which the tests know weir.
-const NAME: &str = "weir.weir-system.svc";
+pub(crate) const NAME: &str = "weir.weir-system.svc";
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// An API server with weir's manifests, the pods `web-0` and `web-1` of service account `web`, and `pay-0` of `pay`, in
 /// namespace `shop`; and weir.
-struct World {
-    cluster: KubeCluster,
-    serve: Serve,
-    port: u16,
-    roots: String,
+pub(crate) struct World {
+    pub cluster: KubeCluster,
+    pub serve: Serve,
+    pub port: u16,
+    pub roots: String,
 }
 
 impl World {
-    async fn start(test: &str, more: &[&str]) -> Option<Self> {
+    pub(crate) async fn start(test: &str, more: &[&str]) -> Option<Self> {
         let cluster = KubeCluster::start(test)?;
         cluster.apply_crds();
         cluster.apply_kustomization("deploy", &[]);
@@ -83,7 +83,11 @@ impl World {
     }
 
     /// The roots that pods in a namespace are given, once they are as expected.
-    async fn roots_in(&self, namespace: &str, expected: impl Fn(&str) -> bool) -> String {
+    pub(crate) async fn roots_in(
+        &self,
+        namespace: &str,
+        expected: impl Fn(&str) -> bool,
+    ) -> String {
         let api = Api::<ConfigMap>::namespaced(self.cluster.client().await, namespace);
         let mut roots = String::new();
         until("the roots are in the namespace", async || {
@@ -97,7 +101,7 @@ impl World {
     }
 
     /// A token for a service account of `shop`, as kubelet would mount it into a pod.
-    fn token(&self, account: &str, pod: Option<&str>, audience: &str) -> String {
+    pub(crate) fn token(&self, account: &str, pod: Option<&str>, audience: &str) -> String {
         let mut args = vec!["create", "token", account, "-n", "shop", "--audience", audience];
         args.extend(
             ["--bound-object-kind", "Pod", "--bound-object-name"].iter().filter(|_| pod.is_some()),
@@ -127,7 +131,7 @@ impl World {
     }
 
     /// Asks for the clusters of a node, and returns how the stream goes on.
-    async fn ask(&self, token: Option<&str>, node: &Node<'_>) -> Result<Stream, Status> {
+    pub(crate) async fn ask(&self, token: Option<&str>, node: &Node<'_>) -> Result<Stream, Status> {
         let mut client = AggregatedDiscoveryServiceClient::with_interceptor(
             self.channel().await,
             Bearer::new(token),
@@ -152,7 +156,7 @@ impl World {
         status.message().to_owned()
     }
 
-    async fn sign(
+    pub(crate) async fn sign(
         &self,
         token: Option<&str>,
         csr: &str,
@@ -171,8 +175,17 @@ impl World {
         Ok(response.into_inner().cert_chain)
     }
 
+    /// How many TokenReviews the API server has answered.
+    async fn reviews(&self) -> u64 {
+        let metrics = self.cluster.kubectl_ok(&["get", "--raw", "/metrics"]);
+        let counts = metrics.lines().filter(|line| {
+            line.starts_with("apiserver_request_total{") && line.contains("\"tokenreviews\"")
+        });
+        counts.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
+    }
+
     /// Provides a root in a Secret, and returns its certificate in the form in which weir writes it.
-    fn provide(&self) -> String {
+    pub(crate) fn provide(&self) -> String {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(rcgen::DnType::CommonName, "provided");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -208,20 +221,20 @@ impl World {
 }
 
 /// A stream that is served.
-struct Stream {
+pub(crate) struct Stream {
     _sender: tokio::sync::mpsc::Sender<pb::DiscoveryRequest>,
     responses: tonic::Streaming<pb::DiscoveryResponse>,
 }
 
 /// What a client says of itself.
 #[derive(Clone, Copy)]
-struct Node<'a> {
+pub(crate) struct Node<'a> {
     namespace: &'a str,
     pod: &'a str,
     account: Option<&'a str>,
 }
 
-const WEB_0: Node<'_> = Node { namespace: "shop", pod: "web-0", account: Some("web") };
+pub(crate) const WEB_0: Node<'_> = Node { namespace: "shop", pod: "web-0", account: Some("web") };
 
 impl Node<'_> {
     fn encode(&self) -> core::Node {
@@ -275,7 +288,7 @@ fn pod_of(name: &str, account: &str) -> Value {
 }
 
 /// TLS that trusts the authorities in this PEM.
-fn trusting(roots: &str) -> Arc<ClientConfig> {
+pub(crate) fn trusting(roots: &str) -> Arc<ClientConfig> {
     let mut store = RootCertStore::empty();
     store.add_parsable_certificates(CertificateDer::pem_slice_iter(roots.as_bytes()).flatten());
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -352,8 +365,14 @@ async fn a_stream_belongs_to_whom_its_token_says() {
     // What was served with a token that is no longer good cannot be asked for again.
     let old = world.token("pay", Some("pay-0"), "istio-ca");
     world.cluster.kubectl_ok(&["-n", "shop", "delete", "pod", "pay-0", "--now"]);
-    let gone = world.refused(Some(&old), &Node { pod: "pay-0", account: None, ..WEB_0 }).await;
-    assert!(gone.starts_with("the token is not valid"), "{gone}");
+    let (begun, asked) = (Instant::now(), world.reviews().await);
+    for _ in 0..12 {
+        let gone = world.refused(Some(&old), &Node { pod: "pay-0", account: None, ..WEB_0 }).await;
+        assert!(gone.starts_with("the token is not valid"), "{gone}");
+    }
+    // What the API server has refused is not asked again for 5 s.
+    let asked = world.reviews().await - asked;
+    assert!(asked <= 1 + begun.elapsed().as_secs() / 5, "{asked} questions about one wrong token");
     let expired = world.expiring(&token, SystemTime::now() - Duration::from_secs(5));
     let expired = world.refused(Some(&expired), &WEB_0).await;
     assert!(expired.starts_with("the token is not valid"), "{expired}");
@@ -479,6 +498,34 @@ async fn a_root_is_made_once_and_a_provided_one_follows_it_without_a_gap() {
     assert!(issuer(&world.sign(Some(&token), &csr, 0).await.unwrap()).contains("CN=provided"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_that_weir_has_made_is_replaced_before_its_end_without_a_gap() {
+    let test = "a_root_that_weir_has_made_is_replaced_before_its_end_without_a_gap";
+    let more = ["--root-lifetime", "40", "--root-delay", "3", "--certificate-lifetime", "10"];
+    let Some(mut world) = World::start(test, &more).await else {
+        return;
+    };
+    let token = world.token("web", Some("web-0"), "istio-ca");
+    let key = KeyPair::generate().unwrap();
+    let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
+    let mut issuers = std::collections::BTreeSet::new();
+    until("another root signs", async || {
+        let chain = world.sign(Some(&token), &csr, 0).await.expect("each request is signed");
+        issuers.insert(issuer(&chain));
+        // What an agent trusts from then on, which verifies weir as well.
+        world.roots.clone_from(chain.last().unwrap());
+        issuers.len() > 1
+    })
+    .await;
+    let annotation = r"jsonpath={.metadata.annotations.weir\.dev/retired-roots}";
+    let get = ["-n", "shop", "get", "configmap", "istio-ca-root-cert", "-o", annotation];
+    until("its end is written down for the next weir", async || {
+        let ends: Value = serde_json::from_str(&world.cluster.kubectl_ok(&get)).unwrap();
+        ends.as_object().is_some_and(|ends| !ends.is_empty())
+    })
+    .await;
+}
+
 /// Who has signed the first certificate of a chain.
 fn issuer(chain: &[String]) -> String {
     let leaf = CertificateDer::from_pem_slice(chain[0].as_bytes()).unwrap();
@@ -486,10 +533,10 @@ fn issuer(chain: &[String]) -> String {
 }
 
 /// The files that kubelet puts into a pod.
-struct Files(tempfile::TempDir);
+pub(crate) struct Files(pub tempfile::TempDir);
 
 impl Files {
-    fn new(token: &str, roots: &str) -> Self {
+    pub(crate) fn new(token: &str, roots: &str) -> Self {
         let files = Self(tempfile::tempdir().unwrap());
         std::fs::write(files.path("root-cert.pem"), roots).unwrap();
         std::os::unix::fs::symlink("..data/istio-token", files.path("istio-token")).unwrap();
@@ -511,10 +558,17 @@ impl Files {
 
     /// The bootstrap of `shop/web-0`, with a listener that presents its certificate.
     fn bootstrap(&self, world: &World, port: u16) -> PathBuf {
+        let resources = json!({"listeners": [tls_listener(port)]});
+        self.bootstrap_of(world, "web", resources)
+    }
+
+    /// The bootstrap of the first pod of an account in `shop`, with these static resources added.
+    pub(crate) fn bootstrap_of(&self, world: &World, account: &str, resources: Value) -> PathBuf {
         let file = self.path("envoy.json");
+        let pod = format!("{account}-0");
         let printed = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
             .args(["bootstrap", "-o", "json", "--xds", &format!("127.0.0.1:{}", world.port)])
-            .args(["--pod", "web-0", "-n", "shop", "--service-account", "web"])
+            .args(["--pod", &pod, "-n", "shop", "--service-account", account])
             .args(["--token-file", self.path("istio-token").to_str().unwrap()])
             .args(["--root-cert", self.path("root-cert.pem").to_str().unwrap()])
             .args(["--file", file.to_str().unwrap()])
@@ -523,14 +577,18 @@ impl Files {
         assert!(printed.status.success(), "{printed:?}");
         let mut bootstrap: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
         bootstrap["admin"]["address"]["socket_address"]["port_value"] = 0.into();
-        bootstrap["static_resources"]["listeners"] = json!([tls_listener(port)]);
+        let into = bootstrap["static_resources"].as_object_mut().unwrap();
+        for (kind, more) in resources.as_object().unwrap() {
+            let list = into.entry(kind).or_insert_with(|| json!([])).as_array_mut().unwrap();
+            list.extend(more.as_array().unwrap().iter().cloned());
+        }
         std::fs::write(&file, bootstrap.to_string()).unwrap();
         file
     }
 }
 
 /// A listener that presents the certificate it gets over ADS, wants one by the same roots, and answers with 200.
-fn tls_listener(port: u16) -> Value {
+pub(crate) fn tls_listener(port: u16) -> Value {
     let types = "type.googleapis.com/envoy.extensions";
     let secret =
         |name: &str| json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}});
@@ -578,10 +636,10 @@ async fn presented(port: u16, roots: &str) -> std::io::Result<String> {
 
 /// Accepts a peer by its roots and its SPIFFE ID, as sidecars do, and not by a DNS name.
 #[derive(Debug)]
-struct ByRoots(Arc<dyn ClientCertVerifier>);
+pub(crate) struct ByRoots(Arc<dyn ClientCertVerifier>);
 
 impl ByRoots {
-    fn new(roots: &str) -> Self {
+    pub(crate) fn new(roots: &str) -> Self {
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(CertificateDer::pem_slice_iter(roots.as_bytes()).flatten());
         let provider = Arc::new(ring::default_provider());

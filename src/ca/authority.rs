@@ -24,9 +24,6 @@ use crate::tls;
 /// How much earlier than now a certificate becomes valid, as in Istio: clocks of nodes differ.
 const BACKDATED: Duration = Duration::from_secs(2 * 60);
 
-/// How long a root that weir makes is valid, as in Istio.
-const ROOT_LIFETIME: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
-
 /// The longest life of a workload's certificate, as in Istio.
 pub(crate) const LONGEST_LIFETIME: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
@@ -164,13 +161,14 @@ impl Authority {
         Ok(authority)
     }
 
-    /// Makes a root, and returns its certificate and its key in PEM.
+    /// Makes a root that is valid for some time, and returns its certificate and its key in PEM.
     ///
     /// # Errors
     /// The system provides no randomness.
     pub(super) fn make(
         trust_domain: &str,
         now: SystemTime,
+        lifetime: Duration,
     ) -> Result<(String, String), AuthorityError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::default();
@@ -180,7 +178,7 @@ impl Authority {
         let number = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         params.distinguished_name.push(DnType::CommonName, format!("weir root {number}"));
         params.not_before = OffsetDateTime::from(now - BACKDATED);
-        params.not_after = OffsetDateTime::from(now + ROOT_LIFETIME);
+        params.not_after = OffsetDateTime::from(now + lifetime);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.serial_number = Some(serial_number()?);
@@ -271,7 +269,8 @@ impl Authority {
 
     /// Makes a certificate and checks it as its peers would, whose clocks may be ahead.
     fn check(&self, now: SystemTime) -> Result<(), String> {
-        let now = now + BACKDATED;
+        let left = self.valid_until.duration_since(now).unwrap_or_default();
+        let now = now + BACKDATED.min(left / 2);
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
         let probe = self
             .sign_workload("spiffe://probe/ns/probe/sa/probe", &key, Duration::from_secs(600), now)

@@ -1,7 +1,7 @@
 //! Follows the Secrets with the authority, and publishes what signs and what is trusted.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Client;
@@ -12,14 +12,15 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 
 use super::authority::{Authority, is_valid_root};
 use super::keeper::{ROOTS, ROOTS_KEY};
+use super::retired;
 use super::secret::{self, MADE, PROVIDED, Stored};
 use super::signing::{CaOptions, Current};
-use super::trust::{Times, Trust};
+use super::trust::{Now, Remembered, Times, Trust};
 use crate::metrics::IdentityMetrics;
 use crate::source::kubernetes::object_watch::{ObjectWatch, Seen};
 
 /// The longest time between two looks at the clock, which may be set.
-const LONGEST_WAIT: std::time::Duration = std::time::Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// What is known about one Secret.
 #[derive(Debug, Default)]
@@ -61,7 +62,7 @@ enum Before {
     Unknown,
     /// They cannot be read, for now.
     Failed,
-    Known(Vec<CertificateDer<'static>>),
+    Known(Vec<Remembered>),
 }
 
 /// Publishes what signs and what is trusted to `current`, and whether there is a Secret to `stored`. Runs until it is
@@ -86,6 +87,8 @@ pub(crate) async fn follow(
         made: Candidate::default(),
         before: Before::Unknown,
         trust: Trust::new(times),
+        times,
+        root_lifetime: options.root_lifetime,
         current,
         stored,
         metrics,
@@ -118,6 +121,8 @@ struct Follower {
     made: Candidate,
     before: Before,
     trust: Trust,
+    times: Times,
+    root_lifetime: Duration,
     current: watch::Sender<Option<Arc<Current>>>,
     stored: watch::Sender<Stored>,
     metrics: IdentityMetrics,
@@ -148,11 +153,26 @@ impl Follower {
             PROVIDED => self.provided = candidate,
             _ => self.made = candidate,
         }
-        self.stored.send_replace(match (&self.provided, &self.made) {
+    }
+
+    /// Says what there is, for whoever makes a root where it is due.
+    fn report_stored(&self, now: SystemTime) {
+        let stored = match (&self.provided, &self.made) {
             (Candidate::Absent, Candidate::Absent) => Stored::Absent,
+            (Candidate::Absent, Candidate::Usable(made)) if self.ages_in(made, now).is_zero() => {
+                Stored::Aging
+            }
             (provided, made) if provided.is_present() || made.is_present() => Stored::Present,
             _ => Stored::Unknown,
-        });
+        };
+        self.stored.send_if_modified(|known| std::mem::replace(known, stored) != stored);
+    }
+
+    /// How long it is until a root is near its end: in the last tenth of its life, and early enough for its successor to be
+    /// learned of, and for the certificates that it has signed to end before it.
+    fn ages_in(&self, made: &Authority, now: SystemTime) -> Duration {
+        let left = made.valid_until().duration_since(now).unwrap_or_default();
+        left.saturating_sub((self.root_lifetime / 10).max(self.times.learn + self.times.lifetime))
     }
 
     fn see_trusted(&mut self, seen: Seen<ConfigMap>) {
@@ -160,9 +180,13 @@ impl Follower {
             Seen::Object(map) => {
                 let roots = map.data.unwrap_or_default().remove(ROOTS_KEY).unwrap_or_default();
                 let roots = CertificateDer::pem_slice_iter(roots.as_bytes()).flatten();
+                let mut annotations = map.metadata.annotations.unwrap_or_default();
+                let ends = annotations.remove(retired::ANNOTATION).unwrap_or_default();
                 let now = SystemTime::now();
-                self.before =
-                    Before::Known(roots.filter(|root| is_valid_root(root, now)).collect());
+                let roots = roots.filter(|root| is_valid_root(root, now));
+                let roots =
+                    roots.map(|root| Remembered { until: retired::read(&ends, &root), root });
+                self.before = Before::Known(roots.collect());
             }
             Seen::Absent => self.before = Before::Known(Vec::new()),
             Seen::Failed(reason) => {
@@ -178,16 +202,16 @@ impl Follower {
     }
 
     /// Takes in the authority that is to sign. The first one that signs is one that proxies know, if there is one.
-    fn change(&mut self, now: SystemTime) {
+    fn change(&mut self, now: Now) {
         let (preferred, other) = match (&self.provided, &self.made) {
             (Candidate::Unknown, _) => (None, None),
             (Candidate::Absent, made) => (made.authority(), None),
             (provided, made) => (provided.authority(), made.authority()),
         };
-        let known: &[_] = match &self.before {
+        let known: Vec<_> = match &self.before {
             Before::Unknown => return,
-            Before::Failed => &[],
-            Before::Known(roots) => roots,
+            Before::Failed => Vec::new(),
+            Before::Known(roots) => roots.iter().map(|remembered| &remembered.root).collect(),
         };
         let Some(preferred) = preferred.cloned() else { return };
         if self.trust.signing().is_none() {
@@ -195,7 +219,7 @@ impl Follower {
                 return;
             }
             let mut both = [Some(&preferred), other].into_iter().flatten();
-            if let Some(first) = both.find(|authority| known.contains(authority.root())) {
+            if let Some(first) = both.find(|authority| known.contains(&authority.root())) {
                 self.trust.change(first.clone(), now);
             }
         }
@@ -209,15 +233,16 @@ impl Follower {
     }
 
     /// Publishes what holds now, and returns how long it holds.
-    fn publish(&mut self) -> std::time::Duration {
-        let now = SystemTime::now();
-        self.provided.retry(now);
-        self.made.retry(now);
+    fn publish(&mut self) -> Duration {
+        let now = Now::read();
+        self.provided.retry(now.wall);
+        self.made.retry(now.wall);
         self.change(now);
+        self.report_stored(now.wall);
         let due = self.trust.advance(now);
         let complete = matches!(self.before, Before::Known(_));
         if let Some(signing) = self.trust.signing() {
-            let new = Current::new(signing.clone(), &self.trust.roots(), complete);
+            let new = Current::new(signing.clone(), &self.trust, complete);
             self.current.send_if_modified(|current| {
                 if current.as_ref().is_some_and(|current| current.is_same(&new)) {
                     return false;
@@ -228,7 +253,8 @@ impl Follower {
                 true
             });
         }
-        let wait = due.map(|due| due.duration_since(now).unwrap_or_default());
-        wait.map_or(LONGEST_WAIT, |wait| wait.min(LONGEST_WAIT))
+        let ages_in = self.made.authority().map(|made| self.ages_in(made, now.wall));
+        let ages_in = ages_in.filter(|left| !left.is_zero());
+        due.into_iter().chain(ages_in).fold(LONGEST_WAIT, Duration::min)
     }
 }

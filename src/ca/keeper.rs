@@ -14,6 +14,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use super::retired;
 use super::secret::{self, Stored};
 use super::signing::{CaOptions, Current};
 use crate::source::kubernetes::reason;
@@ -69,34 +70,61 @@ impl Keeper {
         tokio::join!(self.make(&valid), self.distribute(&valid));
     }
 
-    /// Makes a root whenever there is no Secret.
+    /// Makes a root whenever there is no Secret, and another one when weir's own is near its end.
     async fn make(&self, valid: &watch::Receiver<Instant>) {
         let mut stored = self.stored.clone();
         loop {
-            if stored.wait_for(|stored| *stored == Stored::Absent).await.is_err() {
-                return std::future::pending().await;
-            }
-            if let Err(reason) = self.create(deadline(valid)).await {
+            let due =
+                stored.wait_for(|known| matches!(known, Stored::Absent | Stored::Aging)).await;
+            let made = match due.map(|known| *known) {
+                Ok(Stored::Aging) => self.renew(deadline(valid)).await,
+                Ok(_) => self.create(deadline(valid)).await,
+                Err(_) => return std::future::pending().await,
+            };
+            if let Err(reason) = made {
                 tracing::error!(
                     secret = %format_args!("{}/{}", self.options.namespace, secret::MADE), reason,
-                    "cannot create the Secret of the certificate authority; retrying"
+                    "cannot write the Secret of the certificate authority; retrying"
                 );
             }
             tokio::time::sleep(AGAIN).await;
         }
     }
 
+    fn made(&self) -> Result<Secret, String> {
+        let CaOptions { trust_domain, root_lifetime, .. } = &self.options;
+        let made = secret::make(trust_domain, std::time::SystemTime::now(), *root_lifetime);
+        made.map_err(|error| error.to_string())
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &self.options.namespace)
+    }
+
     async fn create(&self, deadline: Instant) -> Result<(), String> {
-        let made = secret::make(&self.options.trust_domain, std::time::SystemTime::now())
-            .map_err(|error| error.to_string())?;
-        let api = Api::<Secret>::namespaced(self.client.clone(), &self.options.namespace);
-        match timeout_at(deadline, api.create(&PostParams::default(), &made)).await {
-            Ok(Ok(_)) => Ok(()),
-            // Another replica was faster.
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => Ok(()),
-            Ok(Err(error)) => Err(reason(&error)),
-            Err(_) => Err("the API server does not answer".to_owned()),
-        }
+        let made = self.made()?;
+        let created = async { self.secrets().create(&PostParams::default(), &made).await };
+        answered(deadline, created).await
+    }
+
+    /// Replaces the root. All replicas trust the new one before it signs, and the old one for long enough.
+    async fn renew(&self, deadline: Instant) -> Result<(), String> {
+        let made = self.made()?;
+        let replaced = async {
+            let old = self.secrets().get(secret::MADE).await?;
+            if !secret::is_own(&old) {
+                tracing::warn!(
+                    secret = %format_args!("{}/{}", self.options.namespace, secret::MADE),
+                    "the root is near its end, and weir has not made it; replace it"
+                );
+                return Ok(old);
+            }
+            let mut new = made;
+            // Another replica may be faster.
+            new.metadata.resource_version = old.metadata.resource_version;
+            self.secrets().replace(secret::MADE, &PostParams::default(), &new).await
+        };
+        answered(deadline, replaced).await
     }
 
     /// Writes the roots into each namespace.
@@ -107,14 +135,13 @@ impl Keeper {
             Distribution { takes_over: self.options.take_over, ..Distribution::default() };
         loop {
             let latest = current.borrow_and_update().clone().filter(|latest| latest.complete);
-            let roots = latest.map(|latest| latest.roots.clone());
             let now = Instant::now();
-            let (due, again_at) = match &roots {
-                Some(roots) => distribution.due(roots, now),
+            let (due, again_at) = match &latest {
+                Some(latest) => distribution.due(&latest.roots, now),
                 None => (Vec::new(), None),
             };
-            if let Some(roots) = roots.filter(|_| !due.is_empty()) {
-                self.write_all(due, &roots, valid).await;
+            if let Some(latest) = latest.filter(|_| !due.is_empty()) {
+                self.write_all(due, &latest, valid).await;
                 continue;
             }
             tokio::select! {
@@ -131,28 +158,37 @@ impl Keeper {
     async fn write_all(
         &self,
         namespaces: Vec<String>,
-        roots: &str,
+        latest: &Current,
         valid: &watch::Receiver<Instant>,
     ) {
         let writes: Vec<_> =
-            namespaces.into_iter().map(|at| self.write_in(at, roots, valid)).collect();
+            namespaces.into_iter().map(|at| self.write_in(at, latest, valid)).collect();
         futures::stream::iter(writes).buffer_unordered(CONCURRENT).collect::<()>().await;
     }
 
-    async fn write_in(&self, namespace: String, roots: &str, valid: &watch::Receiver<Instant>) {
-        let written = timeout_at(deadline(valid), self.write(&namespace, roots)).await;
+    async fn write_in(
+        &self,
+        namespace: String,
+        latest: &Current,
+        valid: &watch::Receiver<Instant>,
+    ) {
+        let written = timeout_at(deadline(valid), self.write(&namespace, latest)).await;
         let written = written.unwrap_or_else(|_| Err("the API server does not answer".to_owned()));
         if let Err(reason) = written {
             tracing::warn!(configmap = ROOTS, namespace, reason, "cannot write; retrying");
         }
     }
 
-    async fn write(&self, namespace: &str, roots: &str) -> Result<(), String> {
+    async fn write(&self, namespace: &str, latest: &Current) -> Result<(), String> {
         let map = json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
-            "metadata": {"name": ROOTS, "labels": {"istio.io/config": "true", OWNER.0: OWNER.1}},
-            "data": {ROOTS_KEY: roots},
+            "metadata": {
+                "name": ROOTS,
+                "labels": {"istio.io/config": "true", OWNER.0: OWNER.1},
+                "annotations": {retired::ANNOTATION: latest.retired},
+            },
+            "data": {ROOTS_KEY: latest.roots},
         });
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), namespace);
         let params = PatchParams::apply(MANAGER).force();
@@ -179,6 +215,19 @@ impl Keeper {
             None => Api::all(self.client.clone()),
         };
         events(api, watcher::Config::default().fields(&format!("metadata.name={ROOTS}")))
+    }
+}
+
+/// What came of a write. If another replica was faster, nothing is left to do.
+async fn answered<T>(
+    deadline: Instant,
+    write: impl Future<Output = kube::Result<T>>,
+) -> Result<(), String> {
+    match timeout_at(deadline, write).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Ok(()),
+        Ok(Err(error)) => Err(reason(&error)),
+        Err(_) => Err("the API server does not answer".to_owned()),
     }
 }
 

@@ -9,6 +9,7 @@ mod follow;
 mod keeper;
 mod key;
 mod request;
+mod retired;
 mod secret;
 mod server;
 mod service;

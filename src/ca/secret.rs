@@ -1,7 +1,7 @@
 //! The Secrets that hold an authority, by the names and keys that Istio and cert-manager use.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -28,6 +28,8 @@ pub(crate) enum Stored {
     Absent,
     /// One of them exists.
     Present,
+    /// Only [`MADE`] exists, and it is near its end.
+    Aging,
 }
 
 /// The keys of the parts: Istio's, and those of cert-manager, which has no chain of its own.
@@ -71,13 +73,26 @@ pub(super) fn read(secret: &Secret, now: SystemTime) -> Result<Authority, Author
     Authority::read(&parts, now)
 }
 
-/// Makes a root, in the Secret that is to hold it.
+/// The label of a Secret that weir has made.
+const OWNER: (&str, &str) = ("app.kubernetes.io/name", "weir");
+
+/// Whether weir has made a Secret. It leaves the root of Istiod to Istiod.
+pub(super) fn is_own(secret: &Secret) -> bool {
+    let labels = secret.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(OWNER.0)).is_some_and(|name| name == OWNER.1)
+}
+
+/// Makes a root that is valid for some time, in the Secret that is to hold it.
 ///
 /// # Errors
 /// The system provides no randomness.
-pub(super) fn make(trust_domain: &str, now: SystemTime) -> Result<Secret, AuthorityError> {
-    let (certificate, key) = Authority::make(trust_domain, now)?;
-    let labels = [("app.kubernetes.io/name".to_owned(), "weir".to_owned())];
+pub(super) fn make(
+    trust_domain: &str,
+    now: SystemTime,
+    lifetime: Duration,
+) -> Result<Secret, AuthorityError> {
+    let (certificate, key) = Authority::make(trust_domain, now, lifetime)?;
+    let labels = [(OWNER.0.to_owned(), OWNER.1.to_owned())];
     let data = [
         (ISTIO.certificate.to_owned(), ByteString(certificate.into_bytes())),
         (ISTIO.private_key.to_owned(), ByteString(key.into_bytes())),
@@ -97,7 +112,6 @@ pub(super) fn make(trust_domain: &str, now: SystemTime) -> Result<Secret, Author
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
     use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -110,7 +124,8 @@ pub(super) mod tests {
 
     /// A root that weir makes.
     pub(crate) fn root(now: SystemTime) -> Arc<Authority> {
-        read(&make("cluster.local", now).unwrap(), SystemTime::now()).unwrap().into()
+        let made = make("cluster.local", now, HOUR * 24 * 3650).unwrap();
+        read(&made, SystemTime::now()).unwrap().into()
     }
 
     fn secret<const N: usize>(data: [(&str, &str); N]) -> Secret {

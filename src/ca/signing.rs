@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use k8s_openapi::jiff::Timestamp;
 use rcgen::{KeyPair, PublicKeyData};
 use tokio::sync::watch;
-use tokio_rustls::rustls::pki_types::CertificateDer;
 
 use super::authority::{Authority, AuthorityError, Issued, pem};
-use super::request;
+use super::trust::Trust;
+use super::{request, retired};
 use crate::identity::Identity;
 use crate::metrics::IdentityMetrics;
 
@@ -25,6 +25,8 @@ pub struct CaOptions {
     pub lifetime: Duration,
     /// How long proxies have to learn of a new root before it signs.
     pub learn: Duration,
+    /// How long a root that weir makes is valid.
+    pub root_lifetime: Duration,
     /// Whether the roots that another controller has written into namespaces are overwritten.
     pub take_over: bool,
 }
@@ -37,6 +39,8 @@ pub(crate) struct Current {
     /// The roots to trust, in PEM.
     pub roots: String,
     count: u32,
+    /// Until when the roots that no longer sign are trusted, as the ConfigMap says it to the next weir.
+    pub(super) retired: String,
     /// Whether the roots that were trusted before weir started are known. Until then nobody else is told of these.
     pub complete: bool,
 }
@@ -159,14 +163,13 @@ impl CertificateAuthority {
 }
 
 impl Current {
-    /// What `signing` signs and `roots` trust.
-    pub(super) fn new(
-        signing: Arc<Authority>,
-        roots: &[CertificateDer<'static>],
-        complete: bool,
-    ) -> Self {
+    /// What `signing` signs and `trust` trusts.
+    pub(super) fn new(signing: Arc<Authority>, trust: &Trust, complete: bool) -> Self {
+        let roots = trust.roots();
         let count = u32::try_from(roots.len()).unwrap_or(u32::MAX);
-        Self { signing, roots: roots.iter().map(|root| pem(root)).collect(), count, complete }
+        let retired = retired::write(trust.retired());
+        let roots = roots.iter().map(|root| pem(root)).collect();
+        Self { signing, roots, count, retired, complete }
     }
 
     /// Until when the certificates of the authority are valid.

@@ -5,7 +5,7 @@
 //! certificate.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
@@ -20,17 +20,43 @@ pub(crate) struct Times {
     pub lifetime: Duration,
 }
 
+/// A time by both clocks. Validity is a matter of the wall clock; proxies learn of a root in time that passes, whatever
+/// somebody sets that clock to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Now {
+    /// By the wall clock.
+    pub wall: SystemTime,
+    /// By the clock that nobody sets.
+    pub steady: Instant,
+}
+
+impl Now {
+    /// At this moment.
+    pub(super) fn read() -> Self {
+        Self { wall: SystemTime::now(), steady: Instant::now() }
+    }
+}
+
+/// A root that was trusted before weir started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remembered {
+    /// The root.
+    pub root: CertificateDer<'static>,
+    /// Until when it is trusted, if it was no longer signing.
+    pub until: Option<SystemTime>,
+}
+
 /// The authorities and roots at some time.
 #[derive(Debug)]
 pub(super) struct Trust {
     times: Times,
     signing: Option<Arc<Authority>>,
     /// The authority that will sign, and from when.
-    next: Option<(Arc<Authority>, SystemTime)>,
+    next: Option<(Arc<Authority>, Instant)>,
     /// The roots that no longer sign, and until when they are trusted.
     retired: Vec<(CertificateDer<'static>, SystemTime)>,
-    /// Since when each root is trusted.
-    since: Vec<(CertificateDer<'static>, SystemTime)>,
+    /// Since when each root is trusted; `None` if since before weir started.
+    since: Vec<(CertificateDer<'static>, Option<Instant>)>,
 }
 
 impl Trust {
@@ -40,20 +66,22 @@ impl Trust {
     }
 
     /// Trusts roots that were trusted before weir started, for as long as certificates by them may be valid. Proxies have
-    /// learned of them.
-    pub(super) fn remember(&mut self, roots: &[CertificateDer<'static>], now: SystemTime) {
+    /// learned of them. A restart does not extend the time of a root that had stopped signing before.
+    pub(super) fn remember(&mut self, roots: &[Remembered], now: Now) {
         let known = self.roots();
-        for root in roots {
+        for Remembered { root, until } in roots {
             if !known.contains(root) {
-                self.retire(root.clone(), now);
+                let longest = now.wall + self.times.lifetime;
+                self.retire(root.clone(), until.map_or(longest, |until| until.min(longest)));
             }
             self.since.retain(|(known, _)| known != root);
-            self.since.push((root.clone(), SystemTime::UNIX_EPOCH));
+            self.since.push((root.clone(), None));
         }
+        self.retired.retain(|(_, until)| *until > now.wall);
     }
 
     /// Takes in the authority that is to sign from now on.
-    pub(super) fn change(&mut self, authority: Arc<Authority>, now: SystemTime) {
+    pub(super) fn change(&mut self, authority: Arc<Authority>, now: Now) {
         self.advance(now);
         let Some(signing) = &self.signing else {
             self.sign_with(authority, now);
@@ -67,26 +95,37 @@ impl Trust {
             return;
         }
         let since = self.since.iter().find(|(root, _)| root == authority.root());
-        let since = since.map_or(now, |(_, since)| *since);
-        self.next = Some((authority, since + self.times.learn));
+        let learned = match since {
+            Some((_, None)) => now.steady,
+            Some((_, Some(since))) => *since + self.times.learn,
+            None => now.steady + self.times.learn,
+        };
+        self.next = Some((authority, learned));
         self.advance(now);
     }
 
-    /// Does what is due, and returns when something is due again.
-    pub(super) fn advance(&mut self, now: SystemTime) -> Option<SystemTime> {
-        if let Some((next, _)) = self.next.take_if(|(_, at)| *at <= now) {
+    /// Does what is due, and returns after what time something is due again.
+    pub(super) fn advance(&mut self, now: Now) -> Option<Duration> {
+        if let Some((next, _)) = self.next.take_if(|(_, at)| *at <= now.steady) {
             self.sign_with(next, now);
         }
-        self.retired.retain(|(_, until)| *until > now);
+        self.retired.retain(|(_, until)| *until > now.wall);
         let roots = self.roots();
         self.since.retain(|(root, _)| roots.contains(root));
         for root in roots {
             if !self.since.iter().any(|(known, _)| *known == root) {
-                self.since.push((root, now));
+                self.since.push((root, Some(now.steady)));
             }
         }
-        let next = self.next.as_ref().map(|(_, at)| *at);
-        self.retired.iter().map(|(_, until)| *until).chain(next).min()
+        let next = self.next.as_ref().map(|(_, at)| at.saturating_duration_since(now.steady));
+        let retired = self.retired.iter();
+        let ends = retired.map(|(_, until)| until.duration_since(now.wall).unwrap_or_default());
+        ends.chain(next).min()
+    }
+
+    /// The roots that no longer sign, and until when they are trusted.
+    pub(super) fn retired(&self) -> &[(CertificateDer<'static>, SystemTime)] {
+        &self.retired
     }
 
     /// The authority that signs.
@@ -107,19 +146,18 @@ impl Trust {
         roots
     }
 
-    fn sign_with(&mut self, authority: Arc<Authority>, now: SystemTime) {
+    fn sign_with(&mut self, authority: Arc<Authority>, now: Now) {
         self.next = None;
         let root = authority.root().clone();
         self.retired.retain(|(retired, _)| *retired != root);
         if let Some(old) = self.signing.replace(authority)
             && *old.root() != root
         {
-            self.retire(old.root().clone(), now);
+            self.retire(old.root().clone(), now.wall + self.times.lifetime);
         }
     }
 
-    fn retire(&mut self, root: CertificateDer<'static>, now: SystemTime) {
-        let until = now + self.times.lifetime;
+    fn retire(&mut self, root: CertificateDer<'static>, until: SystemTime) {
         let until = end(&root).map_or(until, |end| end.min(until));
         self.retired.retain(|(retired, _)| *retired != root);
         self.retired.push((root, until));
@@ -134,14 +172,23 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
     const TIMES: Times = Times { learn: MINUTE, lifetime: Duration::from_secs(24 * 60 * 60) };
 
+    /// What `now` is after some time.
+    fn after(now: Now, time: Duration) -> Now {
+        Now { wall: now.wall + time, steady: now.steady + time }
+    }
+
+    fn remembered(roots: &[CertificateDer<'static>]) -> Vec<Remembered> {
+        roots.iter().map(|root| Remembered { root: root.clone(), until: None }).collect()
+    }
+
     fn signs(trust: &Trust, authority: &Arc<Authority>) -> bool {
         trust.signing().is_some_and(|signing| Arc::ptr_eq(signing, authority))
     }
 
     #[test]
     fn the_first_authority_signs_at_once() {
-        let (mut trust, now) = (Trust::new(TIMES), SystemTime::now());
-        let first = root(now);
+        let (mut trust, now) = (Trust::new(TIMES), Now::read());
+        let first = root(now.wall);
         trust.change(first.clone(), now);
         assert!(signs(&trust, &first));
         assert_eq!(trust.roots(), first.roots());
@@ -151,8 +198,8 @@ mod tests {
     #[test]
     fn a_new_root_is_trusted_before_it_signs_and_the_old_one_as_long_as_its_certificates_are_valid()
     {
-        let (mut trust, now) = (Trust::new(TIMES), SystemTime::now());
-        let [first, second] = [root(now), root(now + MINUTE)];
+        let (mut trust, now) = (Trust::new(TIMES), Now::read());
+        let [first, second] = [root(now.wall), root(now.wall + MINUTE)];
         trust.change(first.clone(), now);
         trust.change(second.clone(), now);
         let both = [first.roots(), second.roots()].concat();
@@ -160,60 +207,93 @@ mod tests {
         assert_eq!(trust.roots(), both);
 
         // The Secret may be reported again.
-        trust.change(second.clone(), now + MINUTE / 2);
-        assert_eq!(trust.advance(now + MINUTE / 2), Some(now + MINUTE));
+        trust.change(second.clone(), after(now, MINUTE / 2));
+        assert_eq!(trust.advance(after(now, MINUTE / 2)), Some(MINUTE / 2));
         assert!(signs(&trust, &first));
 
-        let later = now + MINUTE;
-        assert_eq!(trust.advance(later), Some(later + TIMES.lifetime));
+        let later = after(now, MINUTE);
+        assert_eq!(trust.advance(later), Some(TIMES.lifetime));
         assert!(signs(&trust, &second));
         assert_eq!(trust.roots().len(), 2);
 
-        assert_eq!(trust.advance(later + TIMES.lifetime), None);
+        assert_eq!(trust.advance(after(later, TIMES.lifetime)), None);
         assert_eq!(trust.roots(), second.roots());
     }
 
     #[test]
     fn an_authority_that_is_taken_back_before_it_signs_leaves_nothing() {
-        let (mut trust, now) = (Trust::new(TIMES), SystemTime::now());
-        let [first, second] = [root(now), root(now + MINUTE)];
+        let (mut trust, now) = (Trust::new(TIMES), Now::read());
+        let [first, second] = [root(now.wall), root(now.wall + MINUTE)];
         trust.change(first.clone(), now);
         trust.change(second, now);
         trust.change(first.clone(), now);
-        assert_eq!(trust.advance(now + MINUTE), None);
+        assert_eq!(trust.advance(after(now, MINUTE)), None);
         assert!(signs(&trust, &first));
         assert_eq!(trust.roots(), first.roots());
     }
 
     #[test]
     fn an_authority_signs_at_once_if_its_root_has_been_trusted_for_long_enough() {
-        let (mut trust, now) = (Trust::new(TIMES), SystemTime::now());
-        let [first, second] = [root(now), root(now + MINUTE)];
+        let (mut trust, now) = (Trust::new(TIMES), Now::read());
+        let [first, second] = [root(now.wall), root(now.wall + MINUTE)];
         trust.change(first.clone(), now);
-        trust.remember(second.roots(), now);
+        trust.remember(&remembered(second.roots()), now);
         trust.change(second.clone(), now);
         assert!(signs(&trust, &second), "it was trusted before weir started");
 
         let mut trust = Trust::new(TIMES);
         trust.change(first.clone(), now);
         trust.change(second.clone(), now);
-        trust.change(first.clone(), now + MINUTE / 2);
-        trust.change(second.clone(), now + MINUTE / 2);
+        trust.change(first.clone(), after(now, MINUTE / 2));
+        trust.change(second.clone(), after(now, MINUTE / 2));
         assert!(signs(&trust, &first), "what was taken back is no longer known");
-        trust.advance(now + MINUTE * 3 / 2);
+        trust.advance(after(now, MINUTE * 3 / 2));
         assert!(signs(&trust, &second));
-        trust.change(first.clone(), now + MINUTE * 2);
+        trust.change(first.clone(), after(now, MINUTE * 2));
         assert!(signs(&trust, &first), "its root is still trusted");
     }
 
     #[test]
     fn roots_of_the_time_before_a_restart_stay_trusted() {
-        let (mut trust, now) = (Trust::new(TIMES), SystemTime::now());
-        let [old, new] = [root(now), root(now + MINUTE)];
+        let (mut trust, now) = (Trust::new(TIMES), Now::read());
+        let [old, new] = [root(now.wall), root(now.wall + MINUTE)];
         trust.change(new.clone(), now);
-        trust.remember(&[old.roots(), new.roots()].concat(), now);
+        trust.remember(&remembered(&[old.roots(), new.roots()].concat()), now);
         assert_eq!(trust.roots(), [new.roots(), old.roots()].concat());
-        trust.advance(now + TIMES.lifetime);
+        trust.advance(after(now, TIMES.lifetime));
         assert_eq!(trust.roots(), new.roots());
+    }
+
+    #[test]
+    fn a_restart_does_not_extend_the_time_of_a_retired_root() {
+        let (mut trust, now) = (Trust::new(TIMES), Now::read());
+        let [old, new] = [root(now.wall), root(now.wall + MINUTE)];
+        trust.change(new.clone(), now);
+        let [gone, later] = [now.wall - MINUTE, now.wall + TIMES.lifetime * 2];
+        let old = old.root().clone();
+        trust.remember(&[Remembered { root: old.clone(), until: Some(gone) }], now);
+        assert_eq!(trust.roots(), new.roots());
+        trust.remember(&[Remembered { root: old.clone(), until: Some(later) }], now);
+        assert_eq!(trust.retired(), [(old.clone(), now.wall + TIMES.lifetime)]);
+        let mut trust = Trust::new(TIMES);
+        trust.change(new.clone(), now);
+        trust.remember(&[Remembered { root: old, until: Some(now.wall + MINUTE) }], now);
+        assert_eq!(trust.roots().len(), 2);
+        trust.advance(after(now, MINUTE));
+        assert_eq!(trust.roots(), new.roots());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_does_not_shorten_the_time_to_learn() {
+        let (mut trust, now) = (Trust::new(TIMES), Now::read());
+        let [first, second] = [root(now.wall), root(now.wall + MINUTE)];
+        trust.change(first.clone(), now);
+        trust.change(second.clone(), now);
+        let set = Now { wall: now.wall + TIMES.lifetime, ..now };
+        assert_eq!(trust.advance(set), Some(MINUTE));
+        assert!(signs(&trust, &first));
+        let back = after(Now { wall: now.wall - TIMES.lifetime, ..now }, MINUTE);
+        trust.advance(back);
+        assert!(signs(&trust, &second));
     }
 }

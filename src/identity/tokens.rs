@@ -30,6 +30,13 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 /// How many answers are remembered.
 const REMEMBERED_TOKENS: usize = 16_384;
 
+/// How long it is remembered that the API server has refused a token. A client that tries again and again does not have it
+/// asked each time; one whose pod the API server has just learned of waits no longer than that.
+const REFUSED: Duration = Duration::from_secs(5);
+
+/// How many refused tokens are remembered. What they are takes no place of valid ones.
+const REFUSED_TOKENS: usize = 4096;
+
 /// How many questions the API server is asked at a time, in all and for one peer. So a peer without valid tokens cannot
 /// keep others out.
 const CONCURRENT: usize = 16;
@@ -61,11 +68,35 @@ pub(crate) enum TokenError {
     Unavailable(String),
 }
 
-/// Whom the API server names, as long as its answer is used.
-#[derive(Clone, Debug)]
-struct Answer {
-    identity: Identity,
-    until: Instant,
+type TokenHash = [u8; 32];
+
+/// What the API server has answered about some tokens, by their SHA-256, and until when that is used. Bounded.
+#[derive(Debug)]
+struct Answers<T> {
+    known: HashMap<TokenHash, (T, Instant)>,
+    most: usize,
+    lasts: Duration,
+}
+
+impl<T: Clone> Answers<T> {
+    fn new(most: usize, lasts: Duration) -> Self {
+        Self { known: HashMap::new(), most, lasts }
+    }
+
+    fn get(&self, key: &TokenHash, now: Instant) -> Option<T> {
+        let (answer, _) = self.known.get(key).filter(|(_, until)| *until > now)?;
+        Some(answer.clone())
+    }
+
+    /// Remembers an answer, if there is room.
+    fn insert(&mut self, key: TokenHash, answer: T, now: Instant) {
+        if self.known.len() >= self.most {
+            self.known.retain(|_, (_, until)| *until > now);
+        }
+        if self.known.len() < self.most {
+            self.known.insert(key, (answer, now + self.lasts));
+        }
+    }
 }
 
 /// Identifies clients by their tokens.
@@ -73,8 +104,10 @@ struct Answer {
 pub(crate) struct TokenReviewer {
     api: Api<TokenReview>,
     audience: String,
-    /// The valid tokens of late, by their SHA-256.
-    answers: Mutex<HashMap<[u8; 32], Answer>>,
+    /// The valid tokens of late.
+    accepted: Mutex<Answers<Identity>>,
+    /// The tokens that the API server has refused of late, and why.
+    refused: Mutex<Answers<TokenError>>,
     questions: Semaphore,
     /// The questions for each peer that has any.
     peers: Mutex<HashMap<Peer, Arc<Semaphore>>>,
@@ -87,7 +120,8 @@ impl TokenReviewer {
         Self {
             api: Api::all(client),
             audience,
-            answers: Mutex::default(),
+            accepted: Mutex::new(Answers::new(REMEMBERED_TOKENS, REMEMBERED)),
+            refused: Mutex::new(Answers::new(REFUSED_TOKENS, REFUSED)),
             questions: Semaphore::new(CONCURRENT),
             peers: Mutex::default(),
             metrics,
@@ -118,13 +152,19 @@ impl TokenReviewer {
         if let Some(identity) = self.remembered(&key) {
             return Ok(identity);
         }
+        if let Some(error) = self.refused.lock().get(&key, Instant::now()) {
+            return Err(error);
+        }
         let expires = Claims::read(token)?.check(&self.audience, SystemTime::now())?;
         let status = timeout(ANSWER, self.review(token, peer)).await.unwrap_or_else(|_| {
             Err(TokenError::Unavailable("the API server does not answer".to_owned()))
         })?;
-        let identity = identity(status, &self.audience, expires)?;
-        self.remember(key, &identity);
-        Ok(identity)
+        let identity = identity(status, &self.audience, expires);
+        match &identity {
+            Ok(known) => self.accepted.lock().insert(key, known.clone(), Instant::now()),
+            Err(error) => self.refused.lock().insert(key, error.clone(), Instant::now()),
+        }
+        identity
     }
 
     async fn review(&self, token: &str, peer: Peer) -> Result<TokenReviewStatus, TokenError> {
@@ -142,23 +182,9 @@ impl TokenReviewer {
         Ok(reviewed.status.unwrap_or_default())
     }
 
-    fn remembered(&self, key: &[u8; 32]) -> Option<Identity> {
-        let answers = self.answers.lock();
-        let answer = answers.get(key).filter(|answer| answer.until > Instant::now())?;
-        let expires = answer.identity.expires;
-        expires.is_none_or(|at| at > SystemTime::now()).then(|| answer.identity.clone())
-    }
-
-    /// Remembers an answer. Only valid tokens take a place.
-    fn remember(&self, key: [u8; 32], identity: &Identity) {
-        let now = Instant::now();
-        let mut answers = self.answers.lock();
-        if answers.len() >= REMEMBERED_TOKENS {
-            answers.retain(|_, answer| answer.until > now);
-        }
-        if answers.len() < REMEMBERED_TOKENS {
-            answers.insert(key, Answer { identity: identity.clone(), until: now + REMEMBERED });
-        }
+    fn remembered(&self, key: &TokenHash) -> Option<Identity> {
+        let identity = self.accepted.lock().get(key, Instant::now())?;
+        identity.expires.is_none_or(|at| at > SystemTime::now()).then_some(identity)
     }
 }
 
@@ -188,7 +214,7 @@ impl Drop for Questions<'_> {
     }
 }
 
-fn sha256(token: &str) -> [u8; 32] {
+fn sha256(token: &str) -> TokenHash {
     let mut key = [0; 32];
     key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
     key
@@ -387,6 +413,20 @@ mod tests {
         status.user.as_mut().unwrap().groups = Some(vec!["people".to_owned()]);
         let refused = identity(status, "istio-ca", None);
         assert_eq!(refused, Err(TokenError::NotServiceAccount(web.to_owned())));
+    }
+
+    #[test]
+    fn answers_are_remembered_for_a_time_and_only_so_many() {
+        let (mut answers, now) = (Answers::new(2, REFUSED), Instant::now());
+        answers.insert([1; 32], "no", now);
+        answers.insert([2; 32], "no", now + REFUSED / 2);
+        answers.insert([3; 32], "no", now + REFUSED / 2);
+        assert_eq!(answers.get(&[1; 32], now + REFUSED / 2), Some("no"));
+        assert_eq!(answers.get(&[3; 32], now + REFUSED / 2), None, "there was no room");
+        assert_eq!(answers.get(&[1; 32], now + REFUSED), None);
+        answers.insert([3; 32], "no", now + REFUSED);
+        assert_eq!(answers.get(&[3; 32], now + REFUSED), Some("no"));
+        assert_eq!(answers.known.len(), 2);
     }
 
     #[test]

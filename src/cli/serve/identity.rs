@@ -18,6 +18,9 @@ const ISTIOD: &str = "istiod";
 /// The shortest life of a certificate. It must be renewed in time even if the API server is slow.
 const SHORTEST_LIFETIME: Duration = Duration::from_secs(10);
 
+/// The longest life of a root: 100 years.
+const LONGEST_ROOT_LIFETIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// Flags of the TLS port and of the certificate authority.
 #[derive(Debug, clap::Args)]
 pub(super) struct IdentityArgs {
@@ -46,6 +49,10 @@ pub(super) struct IdentityArgs {
     /// How long proxies have to learn of a new root of the authority before certificates are signed by it
     #[arg(long, value_name = "SECONDS", default_value = "300", allow_negative_numbers = true, value_parser = seconds)]
     root_delay: Duration,
+    /// How long a root that weir makes is valid. It is replaced in the last tenth of that time, and early enough for
+    /// --root-delay and the longest certificates
+    #[arg(long, value_name = "SECONDS", default_value = "315360000", allow_negative_numbers = true, value_parser = root_lifetime)]
+    root_lifetime: Duration,
     /// Overwrite the ConfigMaps istio-ca-root-cert that another controller, such as Istiod, has written with other roots
     #[arg(long)]
     take_over_roots: bool,
@@ -100,6 +107,12 @@ impl IdentityArgs {
             }
             return Ok(None);
         }
+        if self.root_lifetime < (self.root_delay + self.certificate_lifetime) * 2 {
+            return Err(crate::cli::usage(
+                "--root-lifetime must be at least twice --root-delay and --certificate-lifetime together, for a root is \
+                 replaced before its end",
+            ));
+        }
         let Some(namespace) = around.namespace else {
             return Err(crate::cli::usage(
                 "--identity on needs the Kubernetes API, which checks tokens, and --pod-namespace",
@@ -110,6 +123,7 @@ impl IdentityArgs {
             trust_domain: self.trust_domain(around.domain),
             lifetime: self.certificate_lifetime,
             learn: self.root_delay,
+            root_lifetime: self.root_lifetime,
             take_over: self.take_over_roots,
         };
         Ok(Some(SecureOptions {
@@ -137,6 +151,14 @@ fn name_or_address(text: &str) -> Result<String, String> {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => dns_name(text),
     }
+}
+
+fn root_lifetime(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text).parse().ok().map(Duration::from_secs);
+    number.filter(|time| *time <= LONGEST_ROOT_LIFETIME).ok_or_else(|| {
+        let most = LONGEST_ROOT_LIFETIME.as_secs();
+        format!("expected a number of seconds up to {most}, such as 315360000")
+    })
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
