@@ -130,6 +130,16 @@ enum XdsHost {
     Name(String),
 }
 
+impl fmt::Display for XdsAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        match host {
+            XdsHost::Ip(ip) => SocketAddr::new(*ip, *port).fmt(f),
+            XdsHost::Name(name) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
 impl From<SocketAddr> for XdsAddress {
     fn from(address: SocketAddr) -> Self {
         Self { host: XdsHost::Ip(address.ip()), port: address.port() }

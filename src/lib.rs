@@ -21,6 +21,7 @@ pub(crate) mod identity;
 pub(crate) mod inject;
 pub mod mesh;
 pub(crate) mod metrics;
+pub(crate) mod ports;
 pub(crate) mod preflight;
 pub mod proto_json;
 pub(crate) mod redirect;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use crate::envoy::Admin;
+use crate::ports::METRICS;
 
 /// How often Envoy is asked for its connections.
 const POLL: Duration = Duration::from_millis(100);
@@ -66,7 +67,7 @@ impl Seen {
             let Some(listener) = name.strip_prefix("listener.") else { continue };
             // The workers' shares of what is counted as well.
             if listener.contains(".worker_")
-                || listener.contains("_15090.")
+                || listener.contains(&format!("_{METRICS}."))
                 || listener.starts_with("admin.")
             {
                 continue;

@@ -20,11 +20,12 @@ use super::readiness::Readiness;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol};
 use crate::envoy::Admin;
 use crate::metrics::Metrics;
+use crate::ports;
 
 /// The port with all pages.
-pub(crate) const AGENT_PORT: u16 = 15020;
+pub(crate) const AGENT_PORT: u16 = ports::AGENT;
 /// The port with readiness only.
-pub(crate) const READY_PORT: u16 = 15021;
+pub(crate) const READY_PORT: u16 = ports::READY;
 
 /// How long a page may take: probes have timeouts of their own, and hooks as long as the pod has.
 const PAGE: Duration = Duration::from_secs(3600);

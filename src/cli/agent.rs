@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::ValueEnum;
 
 use super::Switch;
 use crate::agent::{self, ApplicationMetrics, Options, Probes};
@@ -15,6 +14,7 @@ use crate::bootstrap::{
     AdsVariant, Bootstrap, NodeId, XdsAddress, XdsIdentity, dns_label, dns_name,
 };
 use crate::mesh::{Interception, Locality, WeightDelivery};
+use crate::ports;
 
 const EXAMPLE: &str = "\
 Examples:
@@ -142,8 +142,8 @@ struct RunArgs {
     #[arg(long, value_name = "FILE", default_value = "/var/run/secrets/istio/root-cert.pem")]
     root_cert: PathBuf,
     /// How traffic is intercepted
-    #[arg(long, value_enum, value_name = "MODE", default_value = "REDIRECT")]
-    interception: Intercept,
+    #[arg(long, value_enum, value_name = "MODE", ignore_case = true, default_value = "redirect")]
+    interception: Interception,
     /// How many seconds connections have to end after SIGTERM
     #[arg(
         long,
@@ -172,16 +172,6 @@ struct RunArgs {
     /// More arguments for Envoy
     #[arg(last = true, value_name = "ARGUMENTS")]
     envoy_args: Vec<OsString>,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Intercept {
-    /// Redirected to ports 15001 and 15006, as by weir redirect
-    #[value(name = "REDIRECT", alias = "redirect")]
-    Redirect,
-    /// Not intercepted: clients connect to the proxy's own ports
-    #[value(name = "NONE", alias = "none")]
-    None,
 }
 
 /// The application's metrics, unless they are turned off.
@@ -264,8 +254,8 @@ impl RunArgs {
         });
         // Of the family of the pod's address, because a pod may lack the other.
         let stats = match self.ip {
-            IpAddr::V4(_) => SocketAddr::from(([0; 4], 15090)),
-            IpAddr::V6(_) => SocketAddr::from(([0; 16], 15090)),
+            IpAddr::V4(_) => SocketAddr::from(([0; 4], ports::METRICS)),
+            IpAddr::V6(_) => SocketAddr::from(([0; 16], ports::METRICS)),
         };
         let bootstrap = Bootstrap {
             node: NodeId {
@@ -279,15 +269,12 @@ impl RunArgs {
             other_ips: self.other_ips.0.into_iter().filter(|ip| *ip != self.ip).collect(),
             node_name: self.node_name,
             locality: None::<Locality>,
-            interception: match self.interception {
-                Intercept::Redirect => Interception::Redirect,
-                Intercept::None => Interception::None,
-            },
+            interception: self.interception,
             xds: self.xds,
             identity,
             variant: AdsVariant::Delta,
             weights: WeightDelivery::Runtime,
-            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 15000)),
+            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, ports::ADMIN)),
             stats: Some(stats),
         };
         Ok(Options {
@@ -379,7 +366,7 @@ mod tests {
             ("--probes", "{\"/x\": {}}", "\"/x\" is neither"),
             ("--metrics", "{\"port\": \"x\"}", "\"x\" is not a port"),
             ("--other-ips", "10.1", "\"10.1\" is not an IP address"),
-            ("--interception", "TPROXY", "possible values: REDIRECT, NONE"),
+            ("--interception", "TPROXY", "possible values: redirect, none"),
             ("--drain", "5s", "invalid digit"),
         ] {
             let error = parse(&[flag, value]).unwrap_err();

@@ -88,8 +88,8 @@ pub(crate) struct Args {
     service_account: Option<String>,
 
     /// How traffic is intercepted
-    #[arg(long, value_name = "MODE", default_value = "redirect")]
-    intercept: Intercept,
+    #[arg(long, value_enum, value_name = "MODE", ignore_case = true, default_value = "redirect")]
+    intercept: Interception,
 
     /// Use state-of-the-world ADS instead of delta ADS
     #[arg(long)]
@@ -122,14 +122,6 @@ pub(crate) struct Args {
 enum Kind {
     /// A proxy beside a workload
     Sidecar,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Intercept {
-    /// Redirected to ports 15001 and 15006, for example by iptables
-    Redirect,
-    /// Not intercepted: clients connect to the proxy's own ports
-    None,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -212,10 +204,7 @@ impl Args {
             other_ips: others,
             node_name: self.node_name,
             locality: self.locality,
-            interception: match self.intercept {
-                Intercept::Redirect => Interception::Redirect,
-                Intercept::None => Interception::None,
-            },
+            interception: self.intercept,
             xds: self.xds,
             identity,
             variant: if self.sotw { AdsVariant::Sotw } else { AdsVariant::Delta },

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use super::{Switch, domain, usage};
-use crate::bootstrap::{dns_label, dns_name};
+use crate::bootstrap::{XdsAddress, dns_label, dns_name};
 use crate::inject::documents::{Input, Rewritten, rewrite};
-use crate::inject::{Options, ProxyKind, Resources, WEIR_IMAGE, is_amount};
+use crate::inject::{Options, ProxyKind, Resources, WEIR_IMAGE, is_amount, is_image};
 use crate::mesh::MeshConfig;
 use crate::source::directory;
 use crate::source::yaml::MAX_BYTES;
@@ -68,7 +68,7 @@ pub(crate) struct SidecarArgs {
     #[arg(long, value_enum, value_name = "PROXY", default_value = "envoy")]
     proxy: ProxyKind,
     /// The image of that proxy [default: docker.io/envoyproxy/envoy:distroless-v1.40.0 or
-    /// docker.io/istio/proxyv2:1.27.3]
+    /// docker.io/istio/proxyv2:1.31.4]
     #[arg(long, value_name = "IMAGE", value_parser = image)]
     proxy_image: Option<String>,
     /// The image of weir, from which pods with plain Envoy get the agent and their redirection
@@ -82,8 +82,8 @@ pub(crate) struct SidecarArgs {
     native_sidecars: Switch,
     /// Where proxies find weir [default: port 15012 of the Service weir in the namespace of weir, or in weir-system; 15010
     /// without TLS]
-    #[arg(long, value_name = "HOST:PORT", value_parser = endpoint)]
-    proxy_xds: Option<String>,
+    #[arg(long, value_name = "HOST:PORT")]
+    proxy_xds: Option<XdsAddress>,
     /// Whether that port speaks TLS, where proxies prove who they are and get certificates [default: on; in weir serve
     /// whatever --identity says]
     #[arg(long, value_enum, value_name = "WHETHER")]
@@ -157,10 +157,13 @@ impl SidecarArgs {
             proxy_image: self.proxy_image,
             weir_image: self.weir_image,
             native_sidecars: self.native_sidecars.is_on(),
-            xds: self.proxy_xds.unwrap_or_else(|| {
-                let port = if tls { 15012 } else { 15010 };
-                format!("{SERVICE}.{namespace}.svc:{port}")
-            }),
+            xds: self.proxy_xds.map_or_else(
+                || {
+                    let port = if tls { 15012 } else { 15010 };
+                    format!("{SERVICE}.{namespace}.svc:{port}")
+                },
+                |address| address.to_string(),
+            ),
             xds_tls: tls,
             resources: Resources {
                 cpu: unless_none(self.proxy_cpu),
@@ -194,17 +197,10 @@ fn amount(text: &str) -> Result<String, String> {
 }
 
 fn image(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.contains(char::is_whitespace) {
-        return Err("expected an image such as registry.example/weir:0.1.0".to_owned());
+    if is_image(text) {
+        return Ok(text.to_owned());
     }
-    Ok(text.to_owned())
-}
-
-fn endpoint(text: &str) -> Result<String, String> {
-    let parts = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-    let port = parts.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port > 0);
-    port.map(|_| text.to_owned())
-        .ok_or("expected HOST:PORT, such as weir.weir-system.svc:15012".to_owned())
+    Err("expected an image such as registry.example/weir:0.1.0".to_owned())
 }
 
 /// Runs the command.

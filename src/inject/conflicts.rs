@@ -6,15 +6,16 @@ use super::pod::{PodView, text};
 use super::settings::Settings;
 use super::template::{CONTAINERS, PROXY_ID, volume_names};
 use crate::api::Problem;
+use crate::ports;
 
 /// The ports of a sidecar.
-const PORTS: [(u64, &str); 6] = [
-    (15000, "Envoy's admin interface"),
-    (15001, "outbound traffic"),
-    (15006, "inbound traffic"),
-    (15020, "the agent"),
-    (15021, "readiness"),
-    (15090, "Envoy's metrics"),
+const PORTS: [(u16, &str); 6] = [
+    (ports::ADMIN, "Envoy's admin interface"),
+    (ports::OUTBOUND, "outbound traffic"),
+    (ports::INBOUND, "inbound traffic"),
+    (ports::AGENT, "the agent"),
+    (ports::READY, "readiness"),
+    (ports::METRICS, "Envoy's metrics"),
 ];
 
 /// Everything in a pod that a sidecar cannot work with.
@@ -25,7 +26,7 @@ pub(super) fn find(pod: &PodView<'_>, settings: &Settings) -> Vec<Problem> {
     }
     for (path, container) in pod.all_containers() {
         name(&path, container, &mut problems);
-        ports(&path, container, &mut problems);
+        taken_ports(&path, container, &mut problems);
     }
     let taken = volume_names(settings);
     for (path, volume) in pod.items("volumes") {
@@ -57,12 +58,13 @@ fn name(path: &str, container: &Map<String, Value>, problems: &mut Vec<Problem>)
     });
 }
 
-fn ports(path: &str, container: &Map<String, Value>, problems: &mut Vec<Problem>) {
+fn taken_ports(path: &str, container: &Map<String, Value>, problems: &mut Vec<Problem>) {
     let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
     for (n, port) in ports.enumerate() {
         let is_tcp = port.get("protocol").is_none_or(|protocol| protocol == "TCP");
         let number = port.get("containerPort").and_then(Value::as_u64);
-        let taken = PORTS.into_iter().find(|(taken, _)| number == Some(*taken) && is_tcp);
+        let taken =
+            PORTS.into_iter().find(|(taken, _)| number == Some(u64::from(*taken)) && is_tcp);
         if let Some((number, purpose)) = taken {
             let message = format!("is {number}, which the sidecar listens on for {purpose}");
             let path = format!("{path}.ports[{n}].containerPort");

@@ -35,8 +35,8 @@ pub(crate) use workload::Owner;
 
 /// The image of plain Envoy that is injected by default.
 pub(crate) const ENVOY_IMAGE: &str = "docker.io/envoyproxy/envoy:distroless-v1.40.0";
-/// The image of istio-proxy that is injected by default.
-pub(crate) const ISTIO_PROXY_IMAGE: &str = "docker.io/istio/proxyv2:1.27.3";
+/// The image of istio-proxy that is injected by default: the newest of the minor release whose agent the tests run.
+pub(crate) const ISTIO_PROXY_IMAGE: &str = "docker.io/istio/proxyv2:1.31.4";
 /// The image of weir that is injected by default: that of the manifests in `deploy/`.
 pub(crate) const WEIR_IMAGE: &str = concat!("weir:", env!("CARGO_PKG_VERSION"));
 
@@ -72,6 +72,11 @@ impl ProxyKind {
 /// Whether a text is an amount of CPU time or memory.
 pub(crate) fn is_amount(text: &str) -> bool {
     quantity::parse(text).is_some()
+}
+
+/// Whether a text may name an image.
+pub(crate) fn is_image(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@".contains(c))
 }
 
 /// The ways of interception that a pod may ask for.

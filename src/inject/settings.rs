@@ -4,7 +4,9 @@ use serde_json::{Map, Value};
 
 use super::pod::PodView;
 use super::proxy_config::{self, ProxyConfig};
-use super::{EXPECTED_INTERCEPTION, Options, ProxyKind, Resources, interception, quantity};
+use super::{
+    EXPECTED_INTERCEPTION, Options, ProxyKind, Resources, interception, is_image, quantity,
+};
 use crate::agent::AGENT_PORT;
 use crate::api::{Labels, Problem};
 use crate::mesh::Interception;
@@ -298,9 +300,7 @@ fn truth(text: &str) -> Result<bool, &'static str> {
 }
 
 fn image(text: &str) -> Result<&str, &'static str> {
-    let is_image =
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-/:@".contains(c));
-    if is_image { Ok(text) } else { Err("an image") }
+    if is_image(text) { Ok(text) } else { Err("an image") }
 }
 
 fn log_level(text: &str) -> Result<String, &'static str> {
@@ -440,10 +440,10 @@ mod tests {
         let usual = Options::default();
         for (image, said, kind, expected) in [
             (
-                "docker.io/istio/proxyv2:1.27.3",
+                "docker.io/istio/proxyv2:1.31.4",
                 None,
                 ProxyKind::IstioProxy,
-                "docker.io/istio/proxyv2:1.27.3",
+                "docker.io/istio/proxyv2:1.31.4",
             ),
             (
                 "r.example:5000/a/proxyv2@sha256:00",

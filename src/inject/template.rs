@@ -7,6 +7,7 @@ use super::proxy_config::seconds;
 use super::settings::Settings;
 use super::{Options, Owner, ProxyKind, Resources, quantity};
 use crate::agent::{AGENT_PORT, READY_PORT};
+use crate::ports;
 
 /// The container of the proxy.
 pub(super) const SIDECAR: &str = "istio-proxy";
@@ -19,8 +20,6 @@ pub(super) const CONTAINERS: [&str; 4] = [SIDECAR, REDIRECT, "istio-validation",
 
 /// The user and group of the proxy, whose traffic is not redirected.
 pub(super) const PROXY_ID: u64 = 1337;
-/// Ports whose inbound traffic is never redirected: tunnels of ambient mode, probes and metrics.
-const NOT_REDIRECTED: &str = "15008,15020,15021,15090";
 /// The cluster's domain that weir's agent assumes.
 const USUAL_DOMAIN: &str = "cluster.local";
 /// Where weir's agent is installed.
@@ -84,9 +83,10 @@ impl Template<'_> {
     /// The init container that redirects traffic.
     fn redirect(&self) -> Value {
         let rules = &self.settings.redirect;
+        let never = ports::NOT_REDIRECTED.map(|port| port.to_string()).join(",");
         let excluded = match rules.exclude_inbound_ports.as_str() {
-            "" => NOT_REDIRECTED.to_owned(),
-            more => format!("{NOT_REDIRECTED},{more}"),
+            "" => never,
+            more => format!("{never},{more}"),
         };
         // The last three are only given if they have a value.
         let lists = [
@@ -100,10 +100,11 @@ impl Template<'_> {
         ];
         let lists = lists.iter().filter(|(.., value, optional)| !optional || !value.is_empty());
         let istio = self.settings.kind == ProxyKind::IstioProxy;
+        let [outbound, inbound] = [ports::OUTBOUND, ports::INBOUND].map(|port| port.to_string());
         let (image, mut args) = match istio {
             true => (
                 &self.settings.image,
-                texts(["istio-iptables", "-p", "15001", "-z", "15006", "-u", "1337"]),
+                texts(["istio-iptables", "-p", &outbound, "-z", &inbound, "-u", "1337"]),
             ),
             false => (&self.options.weir_image, texts(["redirect"])),
         };
@@ -333,7 +334,7 @@ impl Template<'_> {
         let ready = json!({"path": "/healthz/ready", "port": READY_PORT});
         let readiness = &settings.readiness;
         let common = json!({
-            "ports": [{"name": "http-envoy-prom", "containerPort": 15090, "protocol": "TCP"}],
+            "ports": [{"name": "http-envoy-prom", "containerPort": ports::METRICS, "protocol": "TCP"}],
             "resources": resources(&settings.resources),
             "securityContext": unprivileged(),
             // The application starts when this has succeeded once.

@@ -206,14 +206,14 @@ fn annotations_reach_redirection_and_the_agent() {
 #[test]
 fn istio_proxy_takes_weir_for_istiod() {
     let mut pod = annotated(json!({
-        "sidecar.istio.io/proxyImage": "docker.io/istio/proxyv2:1.27.3",
+        "sidecar.istio.io/proxyImage": "docker.io/istio/proxyv2:1.31.4",
         "proxy.istio.io/config": "concurrency: 3",
     }));
     pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 8080, "name": "http"}]);
     let pod = injected(&pod, &Options::default());
     assert_eq!(names(&pod["spec"]["initContainers"]), ["istio-init", "istio-proxy"]);
     let init = &pod["spec"]["initContainers"][0];
-    assert_eq!(init["image"], "docker.io/istio/proxyv2:1.27.3");
+    assert_eq!(init["image"], "docker.io/istio/proxyv2:1.31.4");
     assert_eq!(args(init)[..3], ["istio-iptables", "-p", "15001"]);
     assert_eq!(
         args(sidecar(&pod))[..4],

@@ -37,12 +37,12 @@ pub struct Proxy {
 }
 
 /// How traffic is intercepted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
 pub enum Interception {
-    /// Redirected to ports 15001 and 15006.
+    /// Redirected to ports 15001 and 15006, as by weir redirect
     #[default]
     Redirect,
-    /// Not intercepted: clients connect to the proxy's own listeners, which bind their ports.
+    /// Not intercepted: clients connect to the proxy's own listeners, which bind their ports
     None,
 }
 

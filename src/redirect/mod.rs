@@ -13,12 +13,9 @@ mod tests;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::ports::{HBONE, NOT_REDIRECTED};
+
 pub(crate) use list::{InterfaceName, List, Network, Port, Selection};
-
-/// The ports of the proxy and its agent that never go through the proxy: HBONE, the agent, readiness and metrics.
-const OWN_PORTS: [u16; 4] = [HBONE, 15020, 15021, 15090];
-
-const HBONE: u16 = 15008;
 
 /// The source addresses from which the proxy and its agent connect to the application beside them.
 pub(crate) const SOURCE_V4: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 6);
@@ -136,7 +133,7 @@ impl Settings {
     }
 
     fn never_inbound(&self) -> Vec<Rule> {
-        let ports = self.exclude_inbound_ports.0.iter().map(|port| port.0).chain(OWN_PORTS);
+        let ports = self.exclude_inbound_ports.0.iter().map(|port| port.0).chain(NOT_REDIRECTED);
         let interfaces = self.exclude_interfaces.0.iter();
         interfaces
             .map(|interface| leave([Match::In(interface.0.clone())]))
