@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::revision::MeshRevision;
-use crate::snapshot::{CacheStats, ResourceType};
+use crate::snapshot::CacheStats;
 use crate::source::sync::KindSync;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -428,16 +428,16 @@ impl Metrics {
         );
     }
 
-    /// Records a response of `bytes` bytes.
-    pub(crate) fn pushed(&self, kind: ResourceType, bytes: usize) {
-        let label = TypeLabel { r#type: kind.short_name() };
+    /// Records a response of `bytes` bytes, by the short name of its type.
+    pub(crate) fn pushed(&self, r#type: &'static str, bytes: usize) {
+        let label = TypeLabel { r#type };
         self.pushes.get_or_create(&label).inc();
         self.sent_bytes.get_or_create(&label).inc_by(bytes as u64);
     }
 
-    /// Records a rejected response.
-    pub(crate) fn rejected(&self, kind: ResourceType) {
-        self.rejects.get_or_create(&TypeLabel { r#type: kind.short_name() }).inc();
+    /// Records a rejected response, by the short name of its type.
+    pub(crate) fn rejected(&self, r#type: &'static str) {
+        self.rejects.get_or_create(&TypeLabel { r#type }).inc();
     }
 
     /// Records how long after a change a proxy ACKed the last resulting resource.

@@ -131,9 +131,23 @@ async fn a_request_on_the_aggregated_stream_says_its_type(variant: Variant) {
 async fn an_unknown_type_is_left_alone_and_the_others_go_on(variant: Variant) {
     let weir = Weir::start(&[]).await;
     let mut client = weir.ads(variant).await;
-    let unknown = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
-    client.send(ask(unknown, &["default"])).await;
+    // What istio-proxy may ask for, or report, besides what it is served; here without an identity.
+    let unknown = [
+        ("envoy.extensions.transport_sockets.tls.v3.Secret", "default"),
+        ("envoy.config.core.v3.TypedExtensionConfig", "filter"),
+        ("istio.mesh.v1alpha1.ProxyConfig", ""),
+        ("istio.v1.HealthInformation", ""),
+        ("istio.workload.Workload", "*"),
+        ("istio.workload.Address", "*"),
+    ];
+    for (unknown, name) in unknown {
+        let names = [name].into_iter().filter(|name| !name.is_empty()).collect::<Vec<_>>();
+        let unknown = ask(&format!("type.googleapis.com/{unknown}"), &names);
+        client.send(unknown.clone()).await;
+        client.send(Ask { error: Some("unhealthy".to_owned()), ..unknown }).await;
+    }
     assert!(client.fetch(CDS, &[]).await.has(&weir.cluster("v1")));
+    client.nothing_more("x").await;
 }
 
 /// "How the client specifies what resources to return": the legacy wildcard.

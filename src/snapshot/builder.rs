@@ -124,6 +124,34 @@ impl SnapshotBuilder {
         self.scopes.get(scope).map(|entry| entry.snapshot.clone())
     }
 
+    /// Adds the table of names to the snapshot of a scope that is kept up to date, and keeps it up to date as well.
+    pub(crate) fn add_names(&mut self, scope: &Scope) {
+        let Some(mesh) = self.mesh.clone() else {
+            return;
+        };
+        if self.scopes.get(scope).is_none_or(|entry| entry.resources.names().is_some()) {
+            return;
+        }
+        let family = family(scope);
+        let mut others = self.scopes.iter().filter(|(other, _)| self::family(other) == family);
+        let base = others.find_map(|(other, entry)| Some((other, entry.resources.names()?)));
+        let base = base.map(|(other, table)| {
+            let sensitivity = self.sensitivity.get_or_insert_with(|| Sensitivity::new(&mesh));
+            (sensitivity.between(&mesh, other, scope).hosts, table.clone())
+        });
+        let Some(entry) = self.scopes.get_mut(scope) else {
+            return;
+        };
+        let (resources, parts) = (&mut entry.resources, &mut self.parts);
+        match base {
+            Some((hosts, table)) => resources.derive_names(table, &hosts, (&mesh, scope), parts),
+            None => resources.build_names(&mesh, scope, parts),
+        }
+        let Snapshot { revision, published, .. } = *entry.snapshot;
+        let snapshot = Snapshot { published, ..resources.snapshot(revision) };
+        entry.snapshot = Arc::new(snapshot);
+    }
+
     /// Takes back one [`SnapshotBuilder::acquire`]. The last one drops the snapshot.
     pub fn release(&mut self, scope: &Scope) {
         let Some(entry) = self.scopes.get_mut(scope) else {

@@ -36,6 +36,8 @@ enum Request {
         proxy: Box<Proxy>,
         reply: oneshot::Sender<SnapshotSubscription>,
     },
+    /// The proxy of a subscription wants its table of names.
+    AddNames(u64),
     /// Some subscriptions were dropped: those in [`Dropped::ids`].
     Unsubscribe,
 }
@@ -62,6 +64,17 @@ pub(crate) struct SnapshotSubscription {
     pub snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     id: u64,
     dropped: Arc<Dropped>,
+}
+
+impl SnapshotSubscription {
+    /// Has the snapshots contain the table of names from now on.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub(crate) async fn add_names(&self) -> Result<(), Ended> {
+        let requests = self.dropped.requests.upgrade().ok_or(Ended)?;
+        requests.send(Request::AddNames(self.id)).await.map_err(|_| Ended)
+    }
 }
 
 /// The subscriptions that were dropped and that the thread has yet to forget.
@@ -172,6 +185,8 @@ struct Connected {
     proxy: Proxy,
     /// `None` before the first state of the mesh.
     scope: Option<Scope>,
+    /// Whether its snapshots contain the table of names.
+    has_names: bool,
     sender: watch::Sender<Option<Arc<Snapshot>>>,
 }
 
@@ -191,6 +206,10 @@ impl Owner {
                     self.update_stats();
                     let _ = reply.send(subscription);
                 }
+                Request::AddNames(id) => {
+                    self.add_names(id);
+                    self.update_stats();
+                }
                 Request::Unsubscribe => self.update_stats(),
             }
         }
@@ -208,9 +227,20 @@ impl Owner {
         let first = scope.as_ref().and_then(|scope| self.builder.acquire(scope));
         let (sender, snapshots) = watch::channel(first);
         self.last_id += 1;
-        self.proxies.insert(self.last_id, Connected { proxy, scope, sender });
+        self.proxies.insert(self.last_id, Connected { proxy, scope, has_names: false, sender });
         self.dropped.proxies.fetch_add(1, Ordering::Relaxed);
         SnapshotSubscription { snapshots, id: self.last_id, dropped: self.dropped.clone() }
+    }
+
+    fn add_names(&mut self, id: u64) {
+        let Some(connected) = self.proxies.get_mut(&id) else {
+            return;
+        };
+        connected.has_names = true;
+        if let Some(scope) = &connected.scope {
+            self.builder.add_names(scope);
+            connected.sender.send_replace(self.builder.snapshot_of(scope));
+        }
     }
 
     fn forget_dropped(&mut self) {
@@ -255,6 +285,9 @@ impl Connected {
             return;
         }
         builder.acquire(&scope);
+        if self.has_names {
+            builder.add_names(&scope);
+        }
         if let Some(old) = self.scope.replace(scope) {
             builder.release(&old);
         }

@@ -6,6 +6,7 @@ mod cache;
 mod cluster_refs;
 mod domains;
 mod fallback;
+mod name_table;
 mod parts;
 mod provenance;
 mod resource;
@@ -26,6 +27,7 @@ pub use builder::SnapshotBuilder;
 pub(crate) use cache::{CacheStats, SnapshotCache, SnapshotSubscription};
 pub(crate) use cluster_refs::ClusterRefs;
 pub(crate) use fallback::empty_endpoints;
+pub(crate) use name_table::NameTable;
 pub(crate) use provenance::{Provenance, provenance};
 pub(crate) use resource::{Cursor, Pieces, Resource, Resources};
 pub(crate) use route_table::{EncodedVirtualHost, RouteTable};
@@ -122,6 +124,8 @@ pub struct Snapshot {
     pub published: Option<Instant>,
     /// What is omitted because Envoy would reject it; empty unless weir has a bug.
     pub omitted: Arc<[OmittedResource]>,
+    /// The table of names for DNS, if a proxy of the scope has asked for it.
+    pub(crate) names: Option<Arc<Resource>>,
     resources: [Resources; 4],
     /// Empty: the resources of the types that streams make themselves.
     none: Resources,
@@ -134,6 +138,7 @@ impl Snapshot {
             revision,
             published: None,
             omitted: Arc::default(),
+            names: None,
             resources,
             none: Resources::default(),
         }

@@ -39,13 +39,22 @@ pub(crate) struct WorkCounts {
     pub scopes_built: u64,
     /// Scopes whose snapshot changed.
     pub scopes_changed: u64,
+    /// Hosts whose names for DNS were looked at, over the scopes that have a table of names.
+    pub hosts_named: u64,
 }
 
 impl WorkCounts {
     /// The counts by name, as metrics report them.
-    pub(crate) fn named(self) -> [(&'static str, u64); 6] {
-        let Self { translated, encoded, scope_hosts, scope_ports, scopes_built, scopes_changed } =
-            self;
+    pub(crate) fn named(self) -> [(&'static str, u64); 7] {
+        let Self {
+            translated,
+            encoded,
+            scope_hosts,
+            scope_ports,
+            scopes_built,
+            scopes_changed,
+            hosts_named,
+        } = self;
         [
             ("parts_translated", translated),
             ("resources_encoded", encoded),
@@ -53,6 +62,7 @@ impl WorkCounts {
             ("scope_ports", scope_ports),
             ("scopes_built", scopes_built),
             ("scopes_changed", scopes_changed),
+            ("hosts_named", hosts_named),
         ]
     }
 
@@ -66,6 +76,7 @@ impl WorkCounts {
             scope_ports: self.scope_ports - before.scope_ports,
             scopes_built: self.scopes_built - before.scopes_built,
             scopes_changed: self.scopes_changed - before.scopes_changed,
+            hosts_named: self.hosts_named - before.hosts_named,
         }
     }
 }

@@ -12,7 +12,7 @@ use imbl::shared_ptr::DefaultSharedPtr;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::provenance::{Provenance, provenance};
-use super::{ClusterRefs, EncodedVirtualHost, RouteTable};
+use super::{ClusterRefs, EncodedVirtualHost, NameTable, RouteTable};
 use crate::api::ObjectKey;
 
 /// An encoded resource.
@@ -29,6 +29,7 @@ pub struct Resource {
 enum Body {
     Message { bytes: Bytes, clusters: ClusterRefs, objects: Provenance },
     Routes(RouteTable),
+    Names(NameTable),
 }
 
 impl PartialEq for Resource {
@@ -63,11 +64,16 @@ impl Resource {
         Arc::new(Self { name: name.into(), version: table.version(), body: Body::Routes(table) })
     }
 
+    /// The table of these names. Like Istiod's, it has no name of its own.
+    pub(crate) fn names(table: NameTable) -> Arc<Self> {
+        Arc::new(Self { name: "".into(), version: table.version(), body: Body::Names(table) })
+    }
+
     /// The virtual hosts of a route configuration; `None` for any other type.
     pub fn table(&self) -> Option<&RouteTable> {
         match &self.body {
             Body::Routes(table) => Some(table),
-            Body::Message { .. } => None,
+            Body::Message { .. } | Body::Names(_) => None,
         }
     }
 
@@ -76,6 +82,7 @@ impl Resource {
         match &self.body {
             Body::Message { clusters, .. } => clusters.contains(cluster),
             Body::Routes(table) => table.routes_to(cluster),
+            Body::Names(_) => false,
         }
     }
 
@@ -84,6 +91,7 @@ impl Resource {
         match &self.body {
             Body::Message { clusters, .. } => Box::new(clusters.iter()),
             Body::Routes(table) => Box::new(table.clusters()),
+            Body::Names(_) => Box::new(std::iter::empty()),
         }
     }
 
@@ -91,7 +99,7 @@ impl Resource {
     pub(crate) fn cluster_refs(&self) -> ClusterRefs {
         match &self.body {
             Body::Message { clusters, .. } => clusters.clone(),
-            Body::Routes(_) => ClusterRefs::default(),
+            Body::Routes(_) | Body::Names(_) => ClusterRefs::default(),
         }
     }
 
@@ -100,6 +108,7 @@ impl Resource {
         match &self.body {
             Body::Message { objects, .. } => Box::new(objects.iter()),
             Body::Routes(table) => Box::new(table.iter().flat_map(|host| host.objects.iter())),
+            Body::Names(_) => Box::new(std::iter::empty()),
         }
     }
 
@@ -122,14 +131,15 @@ impl Resource {
         match &self.body {
             Body::Message { bytes, .. } => bytes.len(),
             Body::Routes(table) => table.len(),
+            Body::Names(table) => table.len(),
         }
     }
 
-    /// The encoded message, unless it is a route configuration.
+    /// The encoded message, unless it is a route configuration or a table of names.
     pub(super) fn message(&self) -> Option<&Bytes> {
         match &self.body {
             Body::Message { bytes, .. } => Some(bytes),
-            Body::Routes(_) => None,
+            Body::Routes(_) | Body::Names(_) => None,
         }
     }
 
@@ -140,15 +150,18 @@ impl Resource {
 
     /// The encoded message in shared pieces that follow one another.
     pub(crate) fn pieces(&self) -> Pieces {
-        let (first, table) = match &self.body {
-            Body::Message { bytes, .. } => (bytes.clone(), None),
-            Body::Routes(table) => (table.head().clone(), Some((table.clone(), None))),
+        let (first, rest) = match &self.body {
+            Body::Message { bytes, .. } => (Some(bytes.clone()), None),
+            Body::Routes(table) => {
+                (Some(table.head().clone()), Some((Parts::Routes(table.clone()), None)))
+            }
+            Body::Names(table) => (None, Some((Parts::Names(table.clone()), None))),
         };
-        Pieces { first: Some(first), ready: Vec::new().into_iter(), table }
+        Pieces { first, ready: Vec::new().into_iter(), rest }
     }
 }
 
-/// How many virtual hosts are looked up in one go.
+/// How many parts are looked up in one go.
 const BATCH: usize = 64;
 
 /// The pieces of an encoded message.
@@ -156,8 +169,36 @@ const BATCH: usize = 64;
 pub(crate) struct Pieces {
     first: Option<Bytes>,
     ready: std::vec::IntoIter<Bytes>,
-    /// The table whose virtual hosts follow, and the name of the last one that is ready.
-    table: Option<(RouteTable, Option<Arc<str>>)>,
+    /// The table whose parts follow, and the name of the last one that is ready.
+    rest: Option<(Parts, Option<Arc<str>>)>,
+}
+
+/// A table whose parts are pieces.
+#[derive(Debug)]
+enum Parts {
+    Routes(RouteTable),
+    Names(NameTable),
+}
+
+impl Parts {
+    /// The next parts with their names, after the one called `last`.
+    fn after(&self, last: Option<&Arc<str>>) -> Vec<(Arc<str>, Bytes)> {
+        match self {
+            Self::Routes(table) => {
+                let hosts = table.after(last, BATCH);
+                hosts.into_iter().map(|host| (host.name.clone(), host.field.clone())).collect()
+            }
+            Self::Names(table) => table.after(last, BATCH),
+        }
+    }
+
+    /// The part that has no name and follows all others.
+    fn end(&self) -> Option<Bytes> {
+        match self {
+            Self::Routes(table) => table.catch_all().map(|host| host.field.clone()),
+            Self::Names(_) => None,
+        }
+    }
 }
 
 impl Iterator for Pieces {
@@ -167,13 +208,14 @@ impl Iterator for Pieces {
         if let Some(piece) = self.first.take().or_else(|| self.ready.next()) {
             return Some(piece);
         }
-        let (table, last) = self.table.take()?;
-        let next = table.after(last.as_ref(), BATCH);
-        let last = next.last().map(|host| host.name.clone());
-        let mut ready: Vec<Bytes> = next.iter().map(|host| host.field.clone()).collect();
+        let (table, last) = self.rest.take()?;
+        let next = table.after(last.as_ref());
+        let last = next.last().map(|(name, _)| name.clone());
+        let is_full = next.len() == BATCH;
+        let mut ready: Vec<Bytes> = next.into_iter().map(|(_, bytes)| bytes).collect();
         match last {
-            Some(last) if next.len() == BATCH => self.table = Some((table, Some(last))),
-            _ => ready.extend(table.catch_all().map(|host| host.field.clone())),
+            Some(last) if is_full => self.rest = Some((table, Some(last))),
+            _ => ready.extend(table.end()),
         }
         self.ready = ready.into_iter();
         self.ready.next()

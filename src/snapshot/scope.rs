@@ -10,7 +10,8 @@ use super::domains::{Claim, Domains, Rank};
 use super::parts::{CachedVirtualHost, Encoded, Parts, VirtualHostInput, head};
 use super::validator::OmittedResources;
 use super::{
-    EncodedVirtualHost, OmittedResource, Resource, ResourceType, Resources, RouteTable, Snapshot,
+    EncodedVirtualHost, NameTable, OmittedResource, Resource, ResourceType, Resources, RouteTable,
+    Snapshot,
 };
 use crate::mesh::{
     Host, Mesh, Protocol, Scope, ScopeView, VirtualService, VisibleService, covers, is_wildcard,
@@ -18,7 +19,7 @@ use crate::mesh::{
 use crate::revision::MeshRevision;
 use crate::translate::listener_plan::{own_routes, shared_routes};
 use crate::translate::route::{has_routes, rules_at};
-use crate::translate::{default_cluster, virtual_host};
+use crate::translate::{default_cluster, names, virtual_host};
 
 /// The resources that one host contributes to a scope.
 #[derive(Debug, Default)]
@@ -66,6 +67,8 @@ pub(super) struct ScopeResources {
     /// What was omitted, by owner.
     omitted: OrdMap<String, OmittedResources>,
     resources: [Resources; 4],
+    /// The table of names, if a proxy has asked for it.
+    names: Option<NameTable>,
 }
 
 impl ScopeResources {
@@ -98,12 +101,17 @@ impl ScopeResources {
         let view = ScopeView::new(mesh, scope);
         if self.default_cluster != default_cluster(&view) {
             // Every route configuration's last virtual host references it.
+            let had_names = self.names.is_some();
             *self = Self::build(mesh, scope, parts);
+            if had_names {
+                self.build_names(mesh, scope, parts);
+            }
             return;
         }
         for host in &touched.hosts {
             self.update_host(&view, host, parts);
         }
+        self.update_names(&view, &touched.hosts, parts);
         for port in &touched.ports {
             let new: Arc<[Arc<Encoded>]> = parts.listeners_at(&view, *port).into();
             self.replace_listeners(&view, Some(*port), new);
@@ -122,9 +130,43 @@ impl ScopeResources {
         self.update_inbound(&view, parts);
     }
 
+    /// The table of names, if it is kept up to date.
+    pub(crate) fn names(&self) -> Option<&NameTable> {
+        self.names.as_ref()
+    }
+
+    /// Keeps the table of names up to date from now on. It is made from scratch.
+    pub(crate) fn build_names(&mut self, mesh: &Mesh, scope: &Scope, parts: &mut Parts) {
+        let hosts = mesh.services.keys().cloned().collect();
+        self.derive_names(NameTable::default(), &hosts, (mesh, scope), parts);
+    }
+
+    /// The same with the `table` of a scope for which only these hosts have other names.
+    pub(crate) fn derive_names(
+        &mut self,
+        table: NameTable,
+        hosts: &BTreeSet<Host>,
+        (mesh, scope): (&Mesh, &Scope),
+        parts: &mut Parts,
+    ) {
+        self.names = Some(table);
+        self.update_names(&ScopeView::new(mesh, scope), hosts, parts);
+    }
+
+    fn update_names(&mut self, view: &ScopeView<'_>, hosts: &BTreeSet<Host>, parts: &mut Parts) {
+        let Some(table) = &mut self.names else {
+            return;
+        };
+        for host in hosts {
+            table.set(host, names::encoded(view, host));
+        }
+        parts.counts.hosts_named += hosts.len() as u64;
+    }
+
     /// Whether proxies get the same from both, a cheap check; `false` if unknown.
     pub(crate) fn same(&self, other: &Self) -> bool {
         self.resources.iter().zip(&other.resources).all(|(own, other)| own.ptr_eq(other))
+            && self.names == other.names
     }
 
     /// The snapshot of this state.
@@ -133,6 +175,7 @@ impl ScopeResources {
         let omitted: BTreeSet<&OmittedResource> =
             self.omitted.values().flat_map(|left| left.iter()).collect();
         snapshot.omitted = omitted.into_iter().cloned().collect();
+        snapshot.names = self.names.clone().map(Resource::names);
         snapshot
     }
 

@@ -147,6 +147,7 @@ fn a_weight_costs_one_virtual_host_and_one_lookup_in_each_scope() {
             scope_ports: 0,
             scopes_built: 0,
             scopes_changed: scopes,
+            hosts_named: 0,
         };
         assert_eq!(work, wanted);
     }
@@ -183,6 +184,7 @@ fn an_endpoint_costs_the_endpoints_of_its_service() {
             scope_ports: 0,
             scopes_built: 0,
             scopes_changed: scopes,
+            hosts_named: 0,
         };
         assert_eq!(work, wanted);
     }
@@ -231,4 +233,60 @@ fn writing_an_unchanged_file_costs_nothing() {
         world.write(vec![("0-3-rules.yaml".into(), rules(0, 3, 10))]),
         WorkCounts::default()
     );
+}
+
+/// A headless service, or its endpoint with this address.
+fn headless(address: Option<&str>) -> String {
+    let meta = "{name: s99, namespace: ns0}";
+    match address {
+        None => format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {meta}\nspec: {{clusterIP: None, ports: [{{name: tcp, port: 80}}]}}\n"
+        ),
+        Some(address) => format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s99-x, namespace: ns0, labels: \
+             {{kubernetes.io/service-name: s99}}}}\naddressType: IPv4\nports: [{{name: tcp, port: 80}}]\nendpoints: \
+             [{{addresses: [{address}], conditions: {{ready: true}}}}]\n"
+        ),
+    }
+}
+
+fn version_of_names(world: &World, namespace: usize) -> Option<u64> {
+    let snapshot = world.snapshots.snapshot_of(&scope_of(world, namespace)).unwrap();
+    snapshot.names.as_ref().map(|names| names.version)
+}
+
+#[test]
+fn a_table_of_names_costs_one_lookup_for_each_changed_host_where_it_is_asked_for() {
+    let mut world = World::new(30);
+    assert_eq!(world.snapshots.counts().hosts_named, 0);
+    let all = (30 * SERVICES) as u64;
+    for (namespace, most) in [(0, all), (0, 0), (1, 2 * SERVICES as u64)] {
+        let before = world.snapshots.counts();
+        world.snapshots.add_names(&scope_of(&world, namespace));
+        let work = world.snapshots.counts().since(before);
+        assert!(work.hosts_named <= most, "{work:?}");
+    }
+    let first = version_of_names(&world, 0);
+    assert_eq!(
+        (first.is_some(), version_of_names(&world, 1), version_of_names(&world, 2)),
+        (true, first, None)
+    );
+
+    let work = world.write(vec![("0-3-slice.yaml".into(), endpoints(0, 3, false))]);
+    assert_eq!(
+        (work.hosts_named, version_of_names(&world, 0)),
+        (2, first),
+        "the cluster IP is the same"
+    );
+    let files = [("h.yaml", headless(None)), ("h-slice.yaml", headless(Some("10.0.9.1")))];
+    let work = world.write(files.map(|(name, text)| (name.to_owned(), text)).into());
+    assert_eq!(work.hosts_named, 2);
+    let second = version_of_names(&world, 0);
+    assert!(second.is_some() && second != first);
+    world.write(vec![("h-slice.yaml".into(), headless(Some("10.0.9.2")))]);
+    assert_ne!(version_of_names(&world, 0), second);
+    world.write(vec![("h-slice.yaml".into(), headless(Some("10.0.9.1")))]);
+    assert_eq!((version_of_names(&world, 0), version_of_names(&world, 1)), (second, second));
+    world.write(["h.yaml", "h-slice.yaml"].map(|name| (name.to_owned(), String::new())).into());
+    assert_eq!(version_of_names(&world, 0), first);
 }

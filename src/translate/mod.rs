@@ -9,6 +9,7 @@ pub(crate) mod listener;
 pub(crate) mod listener_plan;
 pub(crate) mod load_balancer;
 pub(crate) mod locality;
+pub(crate) mod names;
 pub(crate) mod outlier;
 #[cfg(test)]
 mod placement_tests;
@@ -26,11 +27,12 @@ use envoy_types::pb::google::protobuf::{Any, BoolValue, Duration, UInt32Value};
 
 use crate::api::Destination;
 use crate::mesh::{OutboundPolicy, ScopeView, Service};
+use crate::ports;
 
 /// The port for redirected outbound traffic.
-pub(crate) const OUTBOUND_PORT: u16 = 15001;
+pub(crate) const OUTBOUND_PORT: u16 = ports::OUTBOUND;
 /// The port for redirected inbound traffic.
-pub(crate) const INBOUND_PORT: u16 = 15006;
+pub(crate) const INBOUND_PORT: u16 = ports::INBOUND;
 
 /// The cluster that drops traffic.
 pub(crate) const BLACK_HOLE: &str = "BlackHoleCluster";

@@ -114,6 +114,15 @@ impl Credentials {
         }
     }
 
+    /// The bytes of its certificate, its key and the roots: those that are served, and those that they are made from.
+    pub(super) fn held_bytes(&self) -> usize {
+        let made = self.made.as_ref().map_or(0, |made| {
+            let KeyedChain { chain, key, .. } = &made.certificate;
+            chain.len() + key.len()
+        });
+        made + self.secrets.held_bytes()
+    }
+
     /// Waits until another response may be due. Cancel safe.
     pub(super) async fn changed(&mut self) {
         if !self.secrets.are_wanted() {

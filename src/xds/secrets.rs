@@ -122,6 +122,11 @@ impl Secrets {
             .into();
     }
 
+    /// The bytes of the resources.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.resources.values().map(|(_, any)| any.value.len()).sum()
+    }
+
     /// The response that is due, encoded.
     pub(crate) fn response(&mut self) -> Option<Bytes> {
         if self.resources.is_empty() {

@@ -26,11 +26,11 @@ use tonic::service::Routes;
 use tracing::Instrument as _;
 use tracing::field::{Empty, display};
 
+use super::beside::{Beside, Taken};
 use super::connections::{Connections, ProxyStatus, StreamInfo};
 use super::credentials::Credentials;
 use super::grpc::{self, Outgoing, Requests};
 use super::node::read_node;
-use super::secrets;
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
 use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
@@ -392,8 +392,10 @@ struct Served {
     node_bytes: usize,
     /// When the token of the client expires, if it has one.
     token_expires: Option<SystemTime>,
-    /// Its certificate, if it has an identity and the stream is for all types.
-    credentials: Option<Credentials>,
+    /// Its secrets and its table of names.
+    beside: Beside,
+    /// Whether the snapshots were asked to contain the table of names.
+    has_names: bool,
 }
 
 impl StreamTask<'_> {
@@ -414,7 +416,7 @@ impl StreamTask<'_> {
             if !self.respond(&mut served).await? {
                 return Ok(());
             }
-            requests.settle(served.node_bytes.saturating_add(served.machine.held_bytes()))?;
+            requests.settle(served.held_bytes())?;
             shared.connections.set(self.id, &served.status);
             let wake = at(served.machine.wake_at().map(Into::into));
             tokio::select! {
@@ -429,7 +431,7 @@ impl StreamTask<'_> {
                     // The requester may have gone away.
                     let _ = requester.send(served.machine.inventory());
                 }
-                () = credentials_changed(&mut served.credentials) => {}
+                () = served.beside.changed() => {}
                 () = wake => {}
                 () = self.exchange.over() => return Err(self.revoked()),
                 () = shared.closing.cancelled(), if leave_at.is_none() => {
@@ -520,7 +522,8 @@ impl StreamTask<'_> {
             changed_at: None,
             node_bytes: node.encoded_len().saturating_mul(NODE),
             token_expires,
-            credentials,
+            beside: Beside::new(self.variant, credentials),
+            has_names: false,
         })
     }
 
@@ -551,15 +554,20 @@ impl StreamTask<'_> {
         for response in responses {
             let (resource_type, bytes) = (response.kind.short_name(), response.frame.len());
             tracing::debug!(resource_type, bytes, "sending a response");
-            metrics.pushed(response.kind, bytes);
+            metrics.pushed(resource_type, bytes);
             if !self.send(response.frame).await? {
                 return Ok(false);
             }
         }
-        if let Some(message) = served.credentials.as_mut().and_then(Credentials::response)
-            && !self.send(Frame::encoded(message)).await?
-        {
-            return Ok(false);
+        if served.beside.wants_names() && !std::mem::replace(&mut served.has_names, true) {
+            served.subscription.add_names().await.map_err(|_| shutting_down())?;
+        }
+        let latest = served.subscription.snapshots.borrow().clone();
+        for (resource_type, frame) in served.beside.responses(latest.as_deref()) {
+            metrics.pushed(resource_type, frame.len());
+            if !self.send(frame).await? {
+                return Ok(false);
+            }
         }
         update_status(&mut served.status, &served.machine, now);
         Ok(true)
@@ -647,17 +655,17 @@ impl StreamTask<'_> {
             }
             _ => {}
         }
-        if request.type_url == secrets::TYPE_URL
-            && let Some(credentials) = &mut served.credentials
-        {
-            let rejected = credentials
-                .on_request(request)
-                .map_err(|error| Status::resource_exhausted(error.to_string()))?;
-            if let Some(reason) = rejected {
-                tracing::warn!(resource_type = "sds", reason, "proxy rejected resources");
+        let taken = served.beside.on_request(request);
+        let taken = taken.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        let request = match taken {
+            Taken::Other(request) => request,
+            Taken::Accepted => return Ok(()),
+            Taken::Rejected(resource_type, reason) => {
+                self.shared.metrics.rejected(resource_type);
+                tracing::warn!(resource_type, reason, "proxy rejected resources");
+                return Ok(());
             }
-            return Ok(());
-        }
+        };
         if ResourceType::from_type_url(&request.type_url).is_none() {
             tracing::debug!(type_url = request.type_url, "proxy requested an unsupported type");
         }
@@ -667,8 +675,8 @@ impl StreamTask<'_> {
             .map_err(|error| Status::resource_exhausted(error.to_string()))?;
         match answer {
             Some(Answer::Rejected(kind, reason)) => {
-                self.shared.metrics.rejected(kind);
                 let resource_type = kind.short_name();
+                self.shared.metrics.rejected(resource_type);
                 tracing::warn!(resource_type, reason, "proxy rejected resources");
             }
             Some(Answer::Acked(kind)) => {
@@ -711,6 +719,12 @@ impl Served {
         true
     }
 
+    /// The bytes that the stream holds for this client alone.
+    fn held_bytes(&self) -> usize {
+        let beside = self.beside.held_bytes();
+        self.node_bytes.saturating_add(self.machine.held_bytes()).saturating_add(beside)
+    }
+
     /// The revision that the client gets in the end, for the log.
     fn wanted(&self) -> Option<u64> {
         self.status.wanted.map(MeshRevision::get)
@@ -750,13 +764,6 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     status.rejected = machine.rejected();
     status.held = machine.held();
     status.kept = machine.kept();
-}
-
-async fn credentials_changed(credentials: &mut Option<Credentials>) {
-    match credentials {
-        Some(credentials) => credentials.changed().await,
-        None => std::future::pending().await,
-    }
 }
 
 fn shutting_down() -> Status {

@@ -83,11 +83,21 @@ impl fmt::Debug for Frame {
 impl Frame {
     /// A `DiscoveryResponse` (fields: version_info 1, resources 2, type_url 4, nonce 5).
     pub(crate) fn sotw(kind: ResourceType, version: u64, nonce: &str, items: Vec<Item>) -> Self {
+        Self::sotw_of(kind.type_url(), version, nonce, items)
+    }
+
+    /// The same of a type by its URL.
+    pub(crate) fn sotw_of(
+        type_url: &'static str,
+        version: u64,
+        nonce: &str,
+        items: Vec<Item>,
+    ) -> Self {
         let mut head = BytesMut::new();
         put_text(&mut head, 1, &version_text(version));
-        put_text(&mut head, 4, kind.type_url());
+        put_text(&mut head, 4, type_url);
         put_text(&mut head, 5, nonce);
-        Self::new(kind.type_url(), false, head.freeze(), items)
+        Self::new(type_url, false, head.freeze(), items)
     }
 
     /// A `DeltaDiscoveryResponse` (fields: resources 2, type_url 4, nonce 5, removed_resources 6); its `Resource` has
@@ -98,13 +108,23 @@ impl Frame {
         items: Vec<Item>,
         removed: &[Arc<str>],
     ) -> Self {
+        Self::delta_of(kind.type_url(), nonce, items, removed)
+    }
+
+    /// The same of a type by its URL.
+    pub(crate) fn delta_of(
+        type_url: &'static str,
+        nonce: &str,
+        items: Vec<Item>,
+        removed: &[Arc<str>],
+    ) -> Self {
         let mut head = BytesMut::new();
-        put_text(&mut head, 4, kind.type_url());
+        put_text(&mut head, 4, type_url);
         put_text(&mut head, 5, nonce);
         for name in removed {
             put_text(&mut head, 6, name);
         }
-        Self::new(kind.type_url(), true, head.freeze(), items)
+        Self::new(type_url, true, head.freeze(), items)
     }
 
     fn new(type_url: &'static str, delta: bool, head: Bytes, items: Vec<Item>) -> Self {

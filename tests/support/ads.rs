@@ -24,6 +24,8 @@ use super::process::free_port;
 pub(crate) const CDS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 pub(crate) const EDS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 pub(crate) const LDS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+/// The table of names that Istio's agent asks for.
+pub(crate) const NDS: &str = "type.googleapis.com/istio.networking.nds.v1.NameTable";
 pub(crate) const RDS: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -384,6 +386,7 @@ fn name_of(any: &Any) -> String {
         EDS => api::endpoint::v3::ClusterLoadAssignment::decode(bytes).unwrap().cluster_name,
         LDS => api::listener::v3::Listener::decode(bytes).unwrap().name,
         RDS => api::route::v3::RouteConfiguration::decode(bytes).unwrap().name,
+        NDS => String::new(),
         other => panic!("resource of type {other}"),
     }
 }

@@ -1,4 +1,4 @@
-//! The real Flagger and Argo Rollouts, built once from their Go modules, with the definitions of their kinds.
+//! The real Flagger, Argo Rollouts and agent of Istio, built once from their Go modules, with the files that they need.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,6 +69,36 @@ pub(crate) fn argo_plugin() -> Result<PathBuf, String> {
     Ok(made.join("argo-rollouts-plugin"))
 }
 
+/// Istio's agent.
+#[derive(Debug, Clone)]
+pub(crate) struct PilotAgent {
+    pub program: PathBuf,
+    /// The template of Envoy's bootstrap.
+    pub template: PathBuf,
+}
+
+/// Istio's agent, from `tests/istio`.
+pub(crate) fn pilot_agent() -> Result<PilotAgent, String> {
+    const TEMPLATE: &str = "envoy_bootstrap.json";
+    let folder = in_repository("tests/istio");
+    let made = built("istio", &folder, &["go.mod", "go.sum"], |out| {
+        let build = GoBuild {
+            folder: &folder,
+            programs: "Istio's agent",
+            minutes: 3,
+            ldflags: "-s -w",
+            packages: &["istio.io/istio/pilot/cmd/pilot-agent"],
+        };
+        build.run(out)?;
+        let template = sources_of(&folder, "istio.io/istio")?.join("tools/packaging/common");
+        let template = template.join(TEMPLATE);
+        let text = fs::read(&template).map_err(at(&template))?;
+        let copy = out.join(TEMPLATE);
+        fs::write(&copy, text).map_err(at(&copy))
+    })?;
+    Ok(PilotAgent { program: made.join("pilot-agent"), template: made.join(TEMPLATE) })
+}
+
 fn in_repository(folder: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)
 }
@@ -89,8 +119,8 @@ fn built(
     once(&format!("{name}-{:016x}", xxh3_64(sources.as_bytes())), make)
 }
 
-/// Copies the CustomResourceDefinitions in a folder of a module's sources.
-fn copy_definitions(folder: &Path, module: &str, from: &str, out: &Path) -> Result<(), String> {
+/// The folder with the sources of a module that the one in `folder` requires.
+fn sources_of(folder: &Path, module: &str) -> Result<PathBuf, String> {
     let go = on_path("go").ok_or("no go on PATH")?;
     let listed = Command::new(&go)
         .arg("-C")
@@ -101,7 +131,12 @@ fn copy_definitions(folder: &Path, module: &str, from: &str, out: &Path) -> Resu
     if !listed.status.success() {
         return Err(format!("go list -m {module}: {}", String::from_utf8_lossy(&listed.stderr)));
     }
-    let sources = PathBuf::from(String::from_utf8_lossy(&listed.stdout).trim()).join(from);
+    Ok(PathBuf::from(String::from_utf8_lossy(&listed.stdout).trim()))
+}
+
+/// Copies the CustomResourceDefinitions in a folder of a module's sources.
+fn copy_definitions(folder: &Path, module: &str, from: &str, out: &Path) -> Result<(), String> {
+    let sources = sources_of(folder, module)?.join(from);
     let crds = out.join("crds");
     fs::create_dir(&crds).map_err(at(&crds))?;
     for entry in fs::read_dir(&sources).map_err(at(&sources))? {
