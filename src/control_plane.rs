@@ -48,9 +48,6 @@ const WAITING_BATCHES: usize = 64;
 /// How long streams and listeners may take to shut down.
 const SHUTDOWN: Duration = Duration::from_secs(8);
 
-/// The API group of the objects that users write.
-const ISTIO: &str = "networking.istio.io";
-
 /// How many objects a log line names.
 const NAMED: usize = 4;
 
@@ -610,7 +607,7 @@ impl From<&HeldChange> for ReportedHold {
 
 /// Logs the objects behind a revision: Istio objects at level info, all others at level debug.
 fn log_revision(revision: MeshRevision, dirty: &BTreeSet<ObjectKey>) {
-    let (ours, others): (Vec<_>, Vec<_>) = dirty.iter().partition(|key| key.kind.group() == ISTIO);
+    let (ours, others): (Vec<_>, Vec<_>) = dirty.iter().partition(|key| key.kind.is_of_istio());
     let revision = revision.get();
     if !ours.is_empty() {
         tracing::info!(revision, objects = named(&ours), "publishing changed objects");

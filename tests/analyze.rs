@@ -372,6 +372,7 @@ fn a_cluster_is_listed_once() {
             Some(0),
             [
                 "destinationrules",
+                "peerauthentications",
                 "serviceentries",
                 "sidecars",
                 "virtualservices",

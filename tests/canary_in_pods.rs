@@ -219,15 +219,22 @@ async fn send(method: &str, url: &str) -> Result<Bytes, Box<dyn std::error::Erro
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_canary_and_a_restart_of_everything_lose_no_request() {
     const TEST: &str = "canary_in_pods::a_canary_and_a_restart_of_everything_lose_no_request";
-    canary(TEST, Run { mode: None, encrypted: false, annotation: "" }).await;
+    canary(TEST, Run { mode: Some("PERMISSIVE"), encrypted: true, annotation: "" }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_canary_with_sidecars_among_the_ordinary_containers_loses_no_request() {
+async fn a_canary_where_only_encrypted_traffic_is_taken_loses_no_request() {
     const TEST: &str =
-        "canary_in_pods::a_canary_with_sidecars_among_the_ordinary_containers_loses_no_request";
+        "canary_in_pods::a_canary_where_only_encrypted_traffic_is_taken_loses_no_request";
+    canary(TEST, Run { mode: Some("STRICT"), encrypted: true, annotation: "" }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canary_in_plain_text_with_ordinary_containers_as_sidecars_loses_no_request() {
+    const TEST: &str = "canary_in_pods::\
+         a_canary_in_plain_text_with_ordinary_containers_as_sidecars_loses_no_request";
     let annotation = "sidecar.istio.io/nativeSidecar: \"false\", ";
-    canary(TEST, Run { mode: None, encrypted: false, annotation }).await;
+    canary(TEST, Run { mode: Some("DISABLE"), encrypted: false, annotation }).await;
 }
 
 async fn canary(test: &str, run: Run) {

@@ -362,7 +362,8 @@ async fn preflight_names_what_it_may_not_read() {
         "reader",
         "list",
         "pods,namespaces,virtualservices.networking.istio.io,destinationrules.networking.istio.io,\
-         serviceentries.networking.istio.io,workloadentries.networking.istio.io,sidecars.networking.istio.io",
+         serviceentries.networking.istio.io,workloadentries.networking.istio.io,sidecars.networking.istio.io,\
+         peerauthentications.security.istio.io",
     );
     let jo = cluster.kubeconfig_for("jo");
     let list_sidecars = ["--kubeconfig", jo.to_str().unwrap(), "get", "sidecars", "-A"];

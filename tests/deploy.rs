@@ -39,12 +39,13 @@ const OBJECTS: [&str; 23] = [
 ];
 
 /// The resources that weir reads.
-const RESOURCES: [&str; 11] = [
+const RESOURCES: [&str; 12] = [
     "destinationrules",
     "endpoints",
     "endpointslices",
     "namespaces",
     "nodes",
+    "peerauthentications",
     "pods",
     "serviceentries",
     "services",
@@ -68,7 +69,7 @@ fn the_manifests_fit_a_cluster_with_and_without_the_istio_kinds() {
     cluster.apply_kustomization("deploy", &["--validate=strict"]);
     cluster.apply_kustomization("deploy/overlays/with-istio-crds", &["--validate=strict"]);
     let crds = cluster.kubectl_ok(&["get", "crds", "-o", "name"]);
-    assert_eq!(crds.lines().count(), 5, "{crds}");
+    assert_eq!(crds.lines().count(), 6, "{crds}");
     // Applied again and again it changes nothing.
     for object in ["deployment/weir", "poddisruptionbudget/weir", "networkpolicy/weir"] {
         let path = "jsonpath={.metadata.generation}";
@@ -170,7 +171,8 @@ async fn allow(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
     let rules = serde_json::json!([
         rule("", &["*"], verbs),
         rule("discovery.k8s.io", &["*"], verbs),
-        rule("networking.istio.io", &["*"], verbs)
+        rule("networking.istio.io", &["*"], verbs),
+        rule("security.istio.io", &["*"], verbs)
     ]);
     let patch =
         serde_json::json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();

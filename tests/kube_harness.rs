@@ -87,7 +87,16 @@ fn the_istio_kinds_go_by_their_usual_names_and_versions() {
         let header = table.lines().next().unwrap_or_default();
         assert_eq!(header.split_whitespace().collect::<Vec<_>>().join(" "), columns);
     }
-    for (category, count) in [("istio-io", 15), ("networking-istio-io", 15)] {
+    for version in ["v1", "v1beta1"] {
+        cluster.apply(&format!(
+            "apiVersion: security.istio.io/{version}\nkind: PeerAuthentication\n\
+             metadata: {{name: {version}, namespace: default}}\nspec: {{later: [{{field: 1}}]}}\n"
+        ));
+        let path = "jsonpath={.kind} {.spec.later[0].field}";
+        let kept = cluster.kubectl_ok(&["get", "pa", version, "-o", path]);
+        assert_eq!(kept, "PeerAuthentication 1", "{version}");
+    }
+    for (category, count) in [("istio-io", 17), ("networking-istio-io", 15)] {
         let all = cluster.kubectl_ok(&["get", category, "-o", "name"]);
         assert_eq!(all.lines().count(), count, "{category}:\n{all}");
     }

@@ -35,6 +35,7 @@ mod kube_envoy;
 mod kube_harness;
 mod log;
 mod manifests;
+mod mutual_tls;
 mod names;
 mod pilot_agent;
 mod redirect;

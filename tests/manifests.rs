@@ -118,8 +118,14 @@ async fn openapi(cluster: &KubeCluster) -> Value {
         let text = cluster.kubectl_ok(&["get", "--raw", "/openapi/v2"]);
         document = serde_json::from_str(&text).unwrap();
         let definitions = document["definitions"].as_object().unwrap();
-        let crds =
-            ["DestinationRule", "ServiceEntry", "Sidecar", "VirtualService", "WorkloadEntry"];
+        let crds = [
+            "DestinationRule",
+            "PeerAuthentication",
+            "ServiceEntry",
+            "Sidecar",
+            "VirtualService",
+            "WorkloadEntry",
+        ];
         crds.iter().all(|kind| definitions.keys().any(|name| name.ends_with(&format!(".{kind}"))))
     })
     .await;

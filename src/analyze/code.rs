@@ -199,6 +199,13 @@ codes! {
     /// One address and port, two protocols.
     PROTOCOL_CONFLICT = "WEIR0204", "ConflictingPortProtocols", Error,
         "two services have the same address and port but different protocols";
+    /// A PeerAuthentication that applies to nothing.
+    PEER_POLICY_IGNORED = "WEIR0205", "PeerAuthenticationIgnored", Error,
+        "another PeerAuthentication for the same workloads is older, or it selects workloads in the root namespace: it has \
+            no effect";
+    /// Plain text to servers that refuse it.
+    PLAIN_TEXT_REFUSED = "WEIR0206", "PlainTextRefused", Error,
+        "a DestinationRule has clients send plain text to workloads whose PeerAuthentication is STRICT";
 }
 
 #[cfg(test)]

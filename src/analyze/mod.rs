@@ -12,6 +12,7 @@ mod held;
 mod host_conflicts;
 mod index;
 mod lines;
+mod peer_authentication;
 mod problems;
 mod protocols;
 mod references;
@@ -78,6 +79,7 @@ fn findings(store: &Store, config: &MeshConfig, only: Option<&ObjectKey>) -> Vec
     annotations::check(store, &mut found);
     service::check(&index, &mut found);
     sidecar::check(&index, &mut found);
+    peer_authentication::check(&index, &mut found);
     for virtual_service in index.virtual_services.iter().filter(|item| is_wanted(item.entry, only))
     {
         virtual_service::check(virtual_service, &mut found);

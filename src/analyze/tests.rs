@@ -313,6 +313,30 @@ fn destination_rules_with_findings() -> Vec<String> {
     ]
 }
 
+fn peer_authentications_with_findings() -> Vec<String> {
+    let policies = [("istio-system", "web"), ("shop", "strict")].map(|(namespace, app)| {
+        format!(
+            "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+             metadata: {{name: p, namespace: {namespace}}}\n\
+             spec: {{selector: {{matchLabels: {{app: {app}}}}}, mtls: {{mode: STRICT}}}}\n"
+        )
+    });
+    let [of_root, strict] = policies;
+    vec![
+        of_root,
+        strict,
+        rule("r8", "host: strict, trafficPolicy: {tls: {mode: DISABLE}}"),
+        core("Service", "name: strict, namespace: shop", "ports: [{name: http, port: 80}]"),
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {name: strict-0, namespace: shop, labels: {app: strict, \
+         security.istio.io/tlsMode: istio}}\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {name: strict-1, namespace: shop, labels: {kubernetes.io/service-name: strict}}\n\
+         addressType: IPv4\nports: [{name: http, port: 8080}]\n\
+         endpoints: [{addresses: [10.1.9.1], targetRef: {kind: Pod, name: strict-0, namespace: shop}}]\n"
+            .to_owned(),
+    ]
+}
+
 #[test]
 fn every_kind_of_finding_is_found() {
     let text: String = [base(), core("Namespace", "name: pay", "")]
@@ -321,6 +345,7 @@ fn every_kind_of_finding_is_found() {
         .chain(services_with_findings())
         .chain(service_entries_and_sidecars_with_findings())
         .chain(destination_rules_with_findings())
+        .chain(peer_authentications_with_findings())
         .collect();
     let seen: BTreeSet<_> = ids(&text).into_iter().collect();
     // Kinds that cannot be listed occur only in a cluster.

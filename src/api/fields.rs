@@ -10,7 +10,9 @@ use serde::de::{
     self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor,
 };
 
-use super::{DestinationRule, ServiceEntry, Sidecar, VirtualService, WorkloadEntry};
+use super::{
+    DestinationRule, PeerAuthentication, ServiceEntry, Sidecar, VirtualService, WorkloadEntry,
+};
 
 const TABLE: &str = include_str!("../translate/fields.md");
 
@@ -165,6 +167,7 @@ fn of_types() -> FieldTable {
     walk::<ServiceEntry>(&mut known);
     walk::<WorkloadEntry>(&mut known);
     walk::<Sidecar>(&mut known);
+    walk::<PeerAuthentication>(&mut known);
     known
 }
 

@@ -1,5 +1,5 @@
 //! The objects that weir reads, as plain types: Kubernetes' Service, EndpointSlice, Endpoints, Pod, Node and Namespace,
-//! and Istio's VirtualService, DestinationRule, ServiceEntry, WorkloadEntry and Sidecar.
+//! and Istio's VirtualService, DestinationRule, ServiceEntry, WorkloadEntry, Sidecar and PeerAuthentication.
 //!
 //! [`parse`] turns a JSON document (from the API server or from YAML) into an [`Object`] or reports exactly what is
 //! wrong with it. Nothing here knows where a document came from or what it is used for.
@@ -9,6 +9,7 @@ mod destination_rule;
 mod fields;
 mod kubernetes;
 mod parse;
+mod peer_authentication;
 mod problem;
 mod scalar;
 mod service_entry;
@@ -25,6 +26,7 @@ pub(crate) use destination_rule::*;
 pub(crate) use kubernetes::*;
 pub use parse::{Identity, expand_list, identify, parse};
 pub(crate) use parse::{ObjectError, Parsed, REVISION_LABEL, References, describe, in_revision};
+pub(crate) use peer_authentication::*;
 pub(crate) use problem::{Problem, ProblemKind};
 pub(crate) use scalar::Duration;
 pub(crate) use service_entry::*;
@@ -41,6 +43,9 @@ pub(crate) type Labels = BTreeMap<String, String>;
 pub(crate) fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
+
+/// The group of most of Istio's kinds.
+const NETWORKING: &str = "networking.istio.io";
 
 /// The kinds that weir reads. [`Kind::group`] and [`Kind::versions`] return the API group and its equivalent versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,11 +72,13 @@ pub enum Kind {
     WorkloadEntry,
     /// networking.istio.io Sidecar.
     Sidecar,
+    /// security.istio.io PeerAuthentication.
+    PeerAuthentication,
 }
 
 impl Kind {
     /// Every kind, in dependency order.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Node,
         Kind::Namespace,
         Kind::Service,
@@ -81,6 +88,7 @@ impl Kind {
         Kind::WorkloadEntry,
         Kind::ServiceEntry,
         Kind::Sidecar,
+        Kind::PeerAuthentication,
         Kind::VirtualService,
         Kind::DestinationRule,
     ];
@@ -99,6 +107,7 @@ impl Kind {
             Kind::ServiceEntry => "ServiceEntry",
             Kind::WorkloadEntry => "WorkloadEntry",
             Kind::Sidecar => "Sidecar",
+            Kind::PeerAuthentication => "PeerAuthentication",
         }
     }
 
@@ -107,14 +116,16 @@ impl Kind {
         match self {
             Kind::Node | Kind::Namespace | Kind::Service | Kind::Pod | Kind::Endpoints => "",
             Kind::EndpointSlice => "discovery.k8s.io",
-            _ => "networking.istio.io",
+            Kind::PeerAuthentication => "security.istio.io",
+            _ => NETWORKING,
         }
     }
 
     /// The supported versions, which are equivalent, with the preferred one first.
     pub fn versions(self) -> &'static [&'static str] {
         match self {
-            _ if self.group() == "networking.istio.io" => &["v1", "v1beta1", "v1alpha3"],
+            Kind::PeerAuthentication => &["v1", "v1beta1"],
+            _ if self.is_of_istio() => &["v1", "v1beta1", "v1alpha3"],
             _ => &["v1"],
         }
     }
@@ -133,6 +144,7 @@ impl Kind {
             Kind::ServiceEntry => "serviceentries",
             Kind::WorkloadEntry => "workloadentries",
             Kind::Sidecar => "sidecars",
+            Kind::PeerAuthentication => "peerauthentications",
         }
     }
 
@@ -140,6 +152,11 @@ impl Kind {
     pub(crate) fn resource(self) -> String {
         let dot = if self.group().is_empty() { "" } else { "." };
         format!("{}{dot}{}", self.plural(), self.group())
+    }
+
+    /// Whether Istio defines it.
+    pub(crate) fn is_of_istio(self) -> bool {
+        self.group() == NETWORKING || self == Kind::PeerAuthentication
     }
 
     /// Whether this kind is namespaced.
@@ -233,6 +250,8 @@ pub enum Spec {
     ServiceEntry(Box<ServiceEntry>),
     WorkloadEntry(Box<WorkloadEntry>),
     Sidecar(Box<Sidecar>),
+    /// A PeerAuthentication.
+    PeerAuthentication(Box<PeerAuthentication>),
 }
 
 impl Object {
@@ -250,6 +269,7 @@ impl Object {
             Spec::ServiceEntry(_) => Kind::ServiceEntry,
             Spec::WorkloadEntry(_) => Kind::WorkloadEntry,
             Spec::Sidecar(_) => Kind::Sidecar,
+            Spec::PeerAuthentication(_) => Kind::PeerAuthentication,
         }
     }
 

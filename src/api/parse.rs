@@ -222,7 +222,7 @@ pub(crate) const REVISION_LABEL: &str = "istio.io/rev";
 /// Whether a control plane of this revision reads a document of this kind. As in Istio, an Istio object with the label
 /// `istio.io/rev` is read by that revision only, and a control plane without a revision reads all.
 pub(crate) fn in_revision(kind: Kind, document: &Value, revision: Option<&str>) -> bool {
-    if kind.group() != ISTIO {
+    if !kind.is_of_istio() {
         return true;
     }
     let labels = document.get("metadata").and_then(|metadata| metadata.get("labels"));
@@ -269,7 +269,7 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
     };
     let mut warnings = Vec::new();
     let spec = map.remove("spec").unwrap_or_else(|| Value::Object(serde_json::Map::new()));
-    if key.kind.group() == Kind::VirtualService.group() {
+    if key.kind.is_of_istio() {
         for name in
             map.keys().filter(|name| !matches!(name.as_str(), "apiVersion" | "kind" | "status"))
         {
@@ -291,6 +291,9 @@ fn object(key: &ObjectKey, document: Value, order: u64) -> Result<Parsed, Object
         Kind::ServiceEntry => Spec::ServiceEntry(Box::new(read(spec, "spec", &mut warnings)?)),
         Kind::WorkloadEntry => Spec::WorkloadEntry(Box::new(read(spec, "spec", &mut warnings)?)),
         Kind::Sidecar => Spec::Sidecar(Box::new(read(spec, "spec", &mut warnings)?)),
+        Kind::PeerAuthentication => {
+            Spec::PeerAuthentication(Box::new(read(spec, "spec", &mut warnings)?))
+        }
     };
     let object = Object { meta, spec };
     let found = validate::check(&object);

@@ -39,7 +39,7 @@ pub(crate) struct MeshArgs {
     /// The cluster id, which workloads have as the label topology.istio.io/cluster
     #[arg(long, value_name = "ID", default_value = "Kubernetes")]
     cluster_id: String,
-    /// The namespace whose DestinationRules and Sidecar apply to all namespaces
+    /// The namespace whose DestinationRules, Sidecar and PeerAuthentication apply to all namespaces
     #[arg(long, value_name = "NAMESPACE", default_value = "istio-system", value_parser = dns_label)]
     root_namespace: String,
     /// What happens to traffic for unknown hosts
@@ -57,6 +57,14 @@ pub(crate) struct MeshArgs {
     /// or only in their routes
     #[arg(long, value_enum, value_name = "WAY", default_value = "runtime")]
     weights: WeightDelivery,
+    /// Whether proxies identify themselves over TLS by their service account tokens, and weir signs their certificates:
+    /// connections between proxies with a certificate are encrypted. For `weir serve` this needs --pod-namespace, where the
+    /// authority is in the Secret cacerts or istio-ca-secret; the elected replica makes a root if there is none
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "off")]
+    identity: Switch,
+    /// The trust domain of the identities in certificates [default: the cluster's domain]
+    #[arg(long, value_name = "NAME", value_parser = dns_name)]
+    trust_domain: Option<String>,
 }
 
 impl MeshArgs {
@@ -70,6 +78,8 @@ impl MeshArgs {
             empty_subset: self.empty_subset,
             revision: self.revision.as_deref().map(Into::into),
             weights: self.weights,
+            trust_domain: self.trust_domain.as_ref().unwrap_or(&self.domain).as_str().into(),
+            identities: self.identity.is_on(),
         }
     }
 }

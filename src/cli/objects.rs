@@ -5,7 +5,10 @@ use std::path::Path;
 
 use super::usage;
 use crate::api;
-use crate::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy};
+use crate::mesh::{
+    Certificates, Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy, TLS_MODE,
+    TLS_MODE_ISTIO,
+};
 use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::source;
 use crate::store::Store;
@@ -83,7 +86,11 @@ impl Objects {
         );
         let labels = object.map(|object| (*object.meta.labels).clone()).unwrap_or_default();
         let metadata = NodeMetadata { labels, instance_ips: addresses, ..Default::default() };
-        Ok(Proxy::new(&id, metadata, Locality::default())?)
+        let certificates = match metadata.labels.get(TLS_MODE) {
+            Some(mode) if mode == TLS_MODE_ISTIO => Certificates::Ads,
+            _ => Certificates::None,
+        };
+        Ok(Proxy { certificates, ..Proxy::new(&id, metadata, Locality::default())? })
     }
 
     /// Whether a pod, `NAMESPACE/POD`, is among the objects.

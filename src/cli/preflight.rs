@@ -147,7 +147,7 @@ fn text(report: &Report) -> String {
         out += &table(["LEVEL", "OBJECT", "WHAT"], rows);
     }
     out.push('\n');
-    let note = "A namespace that moves has plain text between its sidecars: weir has no automatic mutual TLS.";
+    let note = "Sidecars of weir use mutual TLS if weir runs with --identity on, and plain text otherwise.";
     out + &table::wrapped(note, &[' '], table::width())
 }
 

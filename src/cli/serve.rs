@@ -343,18 +343,17 @@ fn options(args: Args) -> anyhow::Result<Options> {
     let names = ControlPlaneNames::of(
         &mesh,
         args.status.pod_namespace.clone(),
-        args.identity.trust_domain(&mesh.domain),
-        args.identity.is_on(),
+        mesh.trust_domain.to_string(),
+        mesh.identities,
     );
     let injection = args.webhook.injection.is_on().then(|| args.sidecar.options(names));
     let injection = injection.transpose()?;
     let webhook = args.webhook.options(local, namespace.as_deref(), injection)?;
-    let plain = args.identity.plain(args.xds_listen, local);
+    let plain = IdentityArgs::plain(args.xds_listen, mesh.identities, local);
     let secure = args.identity.options(&Surroundings {
         local,
         namespace: namespace.as_deref(),
-        domain: &mesh.domain,
-        revision: mesh.revision.as_deref(),
+        mesh: &mesh,
         only: only.clone(),
     })?;
     let keeps_certificate = secure.is_some()

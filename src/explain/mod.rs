@@ -3,6 +3,7 @@
 //! interpretation of the objects.
 
 mod answer;
+mod encryption;
 mod matching;
 mod path;
 mod policies;
@@ -459,17 +460,11 @@ impl Simulator<'_> {
             let resource = self.snapshot.get(ResourceType::Endpoints).get(name)?;
             endpoint::ClusterLoadAssignment::decode(resource.bytes().as_slice()).ok()
         });
-        Destination {
-            cluster: name.to_owned(),
-            percent,
-            missing: false,
-            policies: cluster_policies(&cluster),
-            endpoints: {
-                let mut all: Vec<_> = assignment.iter().flat_map(endpoints).collect();
-                all.sort_by_key(|endpoint| endpoint.priority);
-                all
-            },
-        }
+        let mut endpoints: Vec<_> = assignment.iter().flat_map(endpoints).collect();
+        endpoints.sort_by_key(|endpoint| endpoint.priority);
+        let mut policies = cluster_policies(&cluster);
+        policies.extend(encryption::describe(self.view, &cluster, &endpoints));
+        Destination { cluster: name.to_owned(), percent, missing: false, policies, endpoints }
     }
 }
 

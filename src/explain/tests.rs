@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{Explanation, Outcome, Request, TrafficQuery, explain};
-use crate::mesh::{EmptySubset, Locality, MeshBuilder, MeshConfig, NodeMetadata, Proxy, ScopeView};
+use crate::mesh::{
+    Certificates, EmptySubset, Locality, MeshBuilder, MeshConfig, NodeMetadata, Proxy, ScopeView,
+};
 use crate::rollout_guard::{HeldValue, RolloutGuard};
 use crate::snapshot::SnapshotBuilder;
 use crate::source::loader::{Content, Loader};
@@ -64,6 +66,15 @@ fn ask_of(objects: &str, traffic: TrafficQuery) -> Explanation {
 }
 
 fn ask_with(config: &MeshConfig, objects: &str, traffic: TrafficQuery) -> Explanation {
+    ask_as(Certificates::None, config, objects, traffic)
+}
+
+fn ask_as(
+    certificates: Certificates,
+    config: &MeshConfig,
+    objects: &str,
+    traffic: TrafficQuery,
+) -> Explanation {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
     let objects = objects.replace("x-canary: yes", "x-canary: 'yes'");
     for change in
@@ -77,6 +88,7 @@ fn ask_with(config: &MeshConfig, objects: &str, traffic: TrafficQuery) -> Explan
         RolloutGuard::default().apply(MeshBuilder::new(config.clone()).update(&store, &dirty));
     let id = "sidecar~10.9.0.1~client-0.shop~shop.svc.cluster.local";
     let proxy = Proxy::new(id, NodeMetadata::default(), Locality::parse("/z-a")).unwrap();
+    let proxy = Proxy { certificates, ..proxy };
     let scope = mesh.scope(&proxy);
     let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope);
     let mut answer = explain(&ScopeView::new(&mesh, &scope), &snapshot, &traffic);
@@ -361,4 +373,80 @@ fn a_request_that_envoy_rejects_is_answered_by_envoy() {
     assert_eq!(status("GET http://web/%00", &[]), Some(400));
     assert_eq!(status("GET http://web/", &["connection: upgrade", "upgrade: other"]), Some(403));
     assert_eq!(status("GET http://web/%01", &["connection: upgrade", "upgrade: websocket"]), None);
+}
+
+/// A service with an endpoint that takes mutual TLS and one without a sidecar.
+const HALF: &str = r"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 10.0.0.1, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: shop, labels: {app: web, security.istio.io/tlsMode: istio}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-0, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080}]
+endpoints:
+- {addresses: [10.1.0.1], targetRef: {kind: Pod, name: web-0, namespace: shop}}
+- {addresses: [10.1.0.2], targetRef: {kind: Pod, name: web-1, namespace: shop}}
+";
+
+fn peers(spec: &str) -> String {
+    format!(
+        "---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {{name: p, namespace: shop}}\n\
+         spec: {{{spec}}}\n"
+    )
+}
+
+/// What is said of the encryption of a request to `web` by a client with certificates from there.
+fn encryption(client: Certificates, objects: &str) -> Vec<String> {
+    let asked = TrafficQuery::Http(Request::parse("GET http://web/", &[]).unwrap());
+    let answer = ask_as(client, &MeshConfig::default(), objects, asked);
+    let Outcome::Forward { destinations, .. } = answer.outcome else { panic!("{answer:?}") };
+    let said = destinations[0].policies.iter();
+    let said = said.filter(|(name, _)| matches!(*name, "encryption" | "plain text" | "refused"));
+    said.map(|(name, text)| format!("{name}: {text}")).collect()
+}
+
+#[test]
+fn explain_says_what_is_encrypted_and_why_not() {
+    let without = "plain text: 10.1.0.2:8080 has no certificates: it lacks the label security.istio.io/tlsMode";
+    let half = "encryption: mutual TLS to 1 of 2 endpoints";
+    assert_eq!(encryption(Certificates::Ads, HALF), [half, without]);
+
+    let none = "encryption: none: the client has no certificates";
+    assert_eq!(encryption(Certificates::None, HALF), [none]);
+    let strict = HALF.to_owned() + &peers("mtls: {mode: STRICT}");
+    let refused = "refused: 10.1.0.1:8080 takes mutual TLS alone, by PeerAuthentication shop/p";
+    assert_eq!(encryption(Certificates::None, &strict), [none, refused]);
+    assert_eq!(encryption(Certificates::Ads, &strict), [half, without]);
+
+    let disabled = HALF.to_owned() + &peers("mtls: {mode: DISABLE}");
+    let by = "plain text: 10.1.0.1:8080 takes plain text alone, by PeerAuthentication shop/p";
+    assert_eq!(encryption(Certificates::Ads, &disabled), ["encryption: none", by, without]);
+
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                metadata: {name: web, namespace: shop}\nspec: {host: web, trafficPolicy: {tls: {mode: MODE}}}\n";
+    let by_rule = strict.clone() + &rule.replace("MODE", "DISABLE");
+    let none = "encryption: none, by DestinationRule shop/web";
+    assert_eq!(encryption(Certificates::Ads, &by_rule), [none, refused]);
+    let by_rule = strict + &rule.replace("MODE", "ISTIO_MUTUAL");
+    let mutual = "encryption: mutual TLS, by DestinationRule shop/web";
+    let refused = "refused: 10.1.0.2:8080 takes no mutual TLS";
+    assert_eq!(encryption(Certificates::Ads, &by_rule), [mutual, refused]);
+}
+
+#[test]
+fn nothing_is_said_of_encryption_where_nobody_has_certificates() {
+    let plain = HALF.replace("istio.io/tlsMode: istio", "istio.io/tlsMode: disabled");
+    assert_eq!(encryption(Certificates::None, &plain), [""; 0]);
 }

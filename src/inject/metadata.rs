@@ -6,8 +6,8 @@ use super::pod::{PodView, map_mut, text};
 use super::select::{INJECTED_BY, STATUS};
 use super::template::Template;
 use crate::api::{Labels, REVISION_LABEL};
+use crate::mesh::{SERVICE_ACCOUNT, TLS_MODE, TLS_MODE_ISTIO};
 
-const TLS_MODE: &str = "security.istio.io/tlsMode";
 const CANONICAL_NAME: &str = "service.istio.io/canonical-name";
 const CANONICAL_REVISION: &str = "service.istio.io/canonical-revision";
 const DEFAULT_CONTAINERS: [&str; 2] =
@@ -23,14 +23,14 @@ pub(super) fn add(
     template: &Template<'_>,
     status: &str,
 ) -> Option<()> {
+    let service_account = service_account(pod);
     let metadata = map_mut(pod, "metadata")?;
     let labels = map_mut(metadata, "labels")?;
     let owner = template.owner.map(|owner| owner.name.as_str());
     let name = first(&view.labels, &["app.kubernetes.io/name", "app"]).or(owner).map(label_value);
     let version = first(&view.labels, &["app.kubernetes.io/version", "version"]);
     for (name, value) in [
-        // weir's sidecars take plain text alone, and Istiod's must not send them mutual TLS.
-        (TLS_MODE, Some("disabled")),
+        (TLS_MODE, Some(tls_mode(template))),
         (CANONICAL_NAME, name.filter(|name| !name.is_empty())),
         (CANONICAL_REVISION, version.or(Some("latest"))),
     ] {
@@ -48,9 +48,23 @@ pub(super) fn add(
             annotations.insert(name.to_owned(), application.into());
         }
     }
+    annotations.insert(SERVICE_ACCOUNT.to_owned(), service_account.into());
     annotations.insert(STATUS.to_owned(), status.into());
     annotations.insert(INJECTED_BY.to_owned(), concat!("weir/", env!("CARGO_PKG_VERSION")).into());
     Some(())
+}
+
+/// The service account of a pod. Admission sets it before injection.
+fn service_account(pod: &Map<String, Value>) -> String {
+    let spec = pod.get("spec").and_then(Value::as_object);
+    let named = spec.and_then(|spec| text(spec, "serviceAccountName"));
+    named.filter(|name| !name.is_empty()).unwrap_or("default").to_owned()
+}
+
+/// Whether clients send mutual TLS: to a proxy with certificates, through which inbound connections go.
+fn tls_mode(template: &Template<'_>) -> &'static str {
+    let takes_mutual_tls = template.has_identity() && template.settings.redirects();
+    if takes_mutual_tls { TLS_MODE_ISTIO } else { "disabled" }
 }
 
 /// The value of the first of these labels that is there.

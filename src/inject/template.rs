@@ -384,7 +384,7 @@ impl Template<'_> {
     }
 
     /// Whether the proxy proves who it is.
-    fn has_identity(&self) -> bool {
+    pub(super) fn has_identity(&self) -> bool {
         self.options.xds_tls || self.settings.kind == ProxyKind::IstioProxy
     }
 }

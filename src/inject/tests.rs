@@ -246,13 +246,14 @@ fn istio_proxy_takes_weir_for_istiod() {
 fn labels_and_annotations_are_those_of_istio() {
     let pod = injected(&app(), &Options { revision: Some("weir".into()), ..Options::default() });
     let labels = json!({
-        "app": "web", "security.istio.io/tlsMode": "disabled",
+        "app": "web", "security.istio.io/tlsMode": "istio",
         "service.istio.io/canonical-name": "web", "service.istio.io/canonical-revision": "latest",
     });
     assert_eq!(pod["metadata"]["labels"], labels);
     let annotations = pod["metadata"]["annotations"].as_object().unwrap();
     assert_eq!(annotations["kubectl.kubernetes.io/default-container"], "app");
     assert_eq!(annotations["istio.io/rev"], "weir");
+    assert_eq!(annotations["weir.dev/service-account"], "default");
     let status: Value = serde_json::from_str(annotations[STATUS].as_str().unwrap()).unwrap();
     assert_eq!(
         status,
@@ -265,11 +266,11 @@ fn labels_and_annotations_are_those_of_istio() {
     // What the user has written stays, and long names become labels.
     let name = "a".repeat(62);
     let own = json!({"generateName": format!("{name}-web-"), "labels": {
-        "security.istio.io/tlsMode": "istio", "version": "v2"
+        "security.istio.io/tlsMode": "disabled", "version": "v2"
     }});
     let pod = injected(&self::pod(own, app()["spec"].clone()), &Options::default());
     let labels = json!({
-        "security.istio.io/tlsMode": "istio", "version": "v2",
+        "security.istio.io/tlsMode": "disabled", "version": "v2",
         "service.istio.io/canonical-name": name, "service.istio.io/canonical-revision": "v2",
     });
     assert_eq!(pod["metadata"]["labels"], labels);
@@ -651,4 +652,18 @@ fn files_are_joined_to_one_stream_of_documents() {
     assert_eq!(text, "a: 1\n---\n{\"b\": 2}\n# c\n---\nc: 3\n");
     let windows = "a: 1\r\n---\r\nb: 2\r\n";
     assert_eq!(rewritten(windows, &Options::default()).text, windows);
+}
+
+#[test]
+fn clients_send_mutual_tls_only_to_what_can_take_it() {
+    let plain = Options { xds_tls: false, ..Options::default() };
+    let unintercepted = annotated(json!({"sidecar.istio.io/interceptionMode": "NONE"}));
+    for (pod, options, expected) in [
+        (app(), &Options::default(), "istio"),
+        (app(), &plain, "disabled"),
+        (unintercepted, &Options::default(), "disabled"),
+    ] {
+        let pod = injected(&pod, options);
+        assert_eq!(pod["metadata"]["labels"]["security.istio.io/tlsMode"], expected);
+    }
 }

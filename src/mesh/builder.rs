@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::endpoint::{self, SelectedPod};
+use super::captured::CapturedPorts;
+use super::endpoint::{self, SERVICE_ACCOUNT, SelectedPod};
 use super::{
-    Endpoint, EndpointSet, Host, Mesh, MeshConfig, NETWORK, Name, PortClass, RegisteredService,
-    Registry, Service, Sidecars, VirtualService, Workload, relevance, resolve, rules, same_host,
+    Endpoint, EndpointSet, Host, Mesh, MeshConfig, NETWORK, Name, PeerAuthentications, PortClass,
+    RegisteredService, Registry, Service, Sidecars, VirtualService, Workload, relevance, resolve,
+    rules, same_host,
 };
 
 use crate::api::{Age, Kind, Labels, Meta, Object, ObjectKey, Spec, selects};
@@ -44,6 +46,7 @@ struct Stale {
     virtual_services: BTreeSet<ObjectKey>,
     destination_rules: BTreeSet<(Arc<str>, Host)>,
     sidecars: bool,
+    peer_authentications: bool,
     /// Whether a node's location changed, and thus that of its pods.
     nodes: bool,
     pods: BTreeSet<Name>,
@@ -54,7 +57,7 @@ impl MeshBuilder {
     pub fn new(config: MeshConfig) -> Self {
         let mesh = Mesh::empty(config);
         Self {
-            workloads: endpoint::Workloads::new(&mesh.config.cluster),
+            workloads: endpoint::Workloads::new(&mesh.config),
             mesh,
             services_of_pod: BTreeMap::new(),
             pods_of_service: BTreeMap::new(),
@@ -76,6 +79,9 @@ impl MeshBuilder {
         let mut stale = Stale::default();
         for key in dirty {
             self.mark_stale(store, key, &mut stale);
+        }
+        if stale.peer_authentications {
+            self.read_peer_authentications(store);
         }
         for name in &stale.services {
             self.update_service(store, name);
@@ -167,7 +173,19 @@ impl MeshBuilder {
                 stale.destination_rules.extend(self.update_destination_rule(key, object));
             }
             Kind::Sidecar => stale.sidecars = true,
+            Kind::PeerAuthentication => {
+                stale.peer_authentications = true;
+                let all = key.namespace == self.mesh.config.root_namespace;
+                mark_services(store, |namespace| all || *namespace == key.namespace, stale);
+            }
         }
+    }
+
+    fn read_peer_authentications(&mut self, store: &Store) {
+        let objects = store.all(Kind::PeerAuthentication).map(|entry| &entry.object);
+        let all = Arc::new(PeerAuthentications::new(objects));
+        self.workloads.peer_authentications = all.clone();
+        self.mesh.peer_authentications = all;
     }
 
     /// A namespace's annotation applies to its services, and the root namespace's label to all workloads.
@@ -185,13 +203,7 @@ impl MeshBuilder {
             all = self.workloads.set_network(&self.mesh.network);
             stale.nodes |= all;
         }
-        for (kind, names) in
-            [(Kind::Service, &mut stale.services), (Kind::ServiceEntry, &mut stale.entries)]
-        {
-            let objects = store.all(kind).map(|entry| &entry.object);
-            let affected = objects.filter(|object| all || object.meta.namespace == key.name);
-            names.extend(affected.map(|object| name_of(object)));
-        }
+        mark_services(store, |namespace| all || *namespace == key.name, stale);
     }
 
     /// Returns whether the pod's node is, or was, known.
@@ -207,8 +219,14 @@ impl MeshBuilder {
             _ => Default::default(),
         };
         let (labels, namespace) = (pod.meta.labels.clone(), pod.meta.namespace.clone());
+        // Of pods in a cluster only the metadata is read, where injection repeats it.
+        let service_account = Some(service_account)
+            .filter(|account: &String| !account.is_empty())
+            .or_else(|| pod.meta.annotations.get(SERVICE_ACCOUNT).cloned())
+            .unwrap_or_default();
         let placed = !node.is_empty();
-        let workload = Workload { labels, namespace, node, service_account, ips };
+        let captured = CapturedPorts::of(&pod.meta.annotations);
+        let workload = Workload { labels, namespace, node, service_account, ips, captured };
         let old = self.workloads.pods.insert(name.clone(), Arc::new(workload));
         placed || old.is_some_and(|old| !old.node.is_empty())
     }
@@ -547,6 +565,17 @@ impl MeshBuilder {
                 }
             }
         }
+    }
+}
+
+/// Marks the services and ServiceEntries of these namespaces.
+fn mark_services(store: &Store, is_affected: impl Fn(&Arc<str>) -> bool, stale: &mut Stale) {
+    for (kind, names) in
+        [(Kind::Service, &mut stale.services), (Kind::ServiceEntry, &mut stale.entries)]
+    {
+        let objects = store.all(kind).map(|entry| &entry.object);
+        let affected = objects.filter(|object| is_affected(&object.meta.namespace));
+        names.extend(affected.map(|object| name_of(object)));
     }
 }
 

@@ -26,6 +26,7 @@ impl MeshChange {
     pub(crate) fn between(old: &Mesh, new: &Mesh) -> Self {
         let mut change = Self {
             scopes: !Arc::ptr_eq(&old.sidecars, &new.sidecars)
+                || !Arc::ptr_eq(&old.peer_authentications, &new.peer_authentications)
                 || !Arc::ptr_eq(&old.scope_attributes, &new.scope_attributes)
                 || !Arc::ptr_eq(&old.nodes, &new.nodes)
                 || old.network != new.network

@@ -5,6 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::MeshConfig;
+use super::captured::CapturedPorts;
+use super::peer_authentications::{Accepts, PeerAuthentications};
 use super::service::{Resolution, Service};
 use super::topology::{Locality, REGION, SUBZONE, Topology, ZONE};
 use crate::api::{self, Labels, Object, Spec, TargetRef};
@@ -39,6 +42,8 @@ pub struct Endpoint {
     pub workload: Arc<Workload>,
     /// Its DNS name below the service's; empty if it has none.
     pub hostname: Arc<str>,
+    /// Whether its port accepts mutual TLS: its sidecar has certificates, and no PeerAuthentication forbids it.
+    pub takes_mutual_tls: bool,
 }
 
 impl Endpoint {
@@ -72,10 +77,21 @@ pub struct Workload {
     pub namespace: Arc<str>,
     /// Its node according to the Pod object; slices may name it as well.
     pub node: String,
-    /// Its service account according to the Pod object.
+    /// Its service account according to the Pod object; empty if unknown.
     pub service_account: String,
     /// Its addresses according to the Pod object.
     pub ips: Vec<Arc<str>>,
+    /// The ports whose connections go through its proxy, if it has one.
+    pub captured: CapturedPorts,
+}
+
+/// A service account.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Account {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name; empty if only the namespace is known.
+    pub name: String,
 }
 
 /// The endpoints of one service, sorted and without duplicates.
@@ -83,7 +99,16 @@ pub struct Workload {
 pub struct EndpointSet {
     /// The endpoints.
     pub list: Vec<Endpoint>,
+    /// The service accounts of their workloads, if they are known.
+    pub accounts: Arc<[Account]>,
 }
+
+/// The annotation in which injection repeats the service account of a pod.
+pub(crate) const SERVICE_ACCOUNT: &str = "weir.dev/service-account";
+
+/// The label of a workload that says whether its sidecar has certificates, and its value if it has.
+pub(crate) const TLS_MODE: &str = "security.istio.io/tlsMode";
+pub(crate) const TLS_MODE_ISTIO: &str = "istio";
 
 /// Where nodes are, by name.
 pub(super) type Nodes = BTreeMap<Arc<str>, Arc<Topology>>;
@@ -101,7 +126,17 @@ impl EndpointSet {
             }
         }
         list.sort_unstable();
-        Self { list }
+        // What takes mutual TLS of the mesh has a service account of its namespace.
+        let known = list.iter().filter(|endpoint| {
+            endpoint.takes_mutual_tls || !endpoint.workload.service_account.is_empty()
+        });
+        let accounts = known
+            .map(|endpoint| (&endpoint.workload.namespace, &endpoint.workload.service_account))
+            .collect::<BTreeSet<_>>();
+        let accounts = accounts
+            .into_iter()
+            .map(|(namespace, name)| Account { namespace: namespace.clone(), name: name.clone() });
+        Self { accounts: accounts.collect(), list }
     }
 }
 
@@ -112,8 +147,11 @@ pub(super) struct Workloads {
     pub pods: BTreeMap<(Arc<str>, Arc<str>), Arc<Workload>>,
     /// Where the nodes are, by name.
     pub nodes: Arc<Nodes>,
+    /// Which connections workloads accept.
+    pub peer_authentications: Arc<PeerAuthentications>,
     /// Where everything else is: in this cluster.
     elsewhere: Arc<Topology>,
+    root_namespace: Arc<str>,
 }
 
 /// Whether an address is an IPv6 address.
@@ -132,9 +170,23 @@ pub(super) fn node_locality(labels: &Labels) -> Locality {
 }
 
 impl Workloads {
-    pub(crate) fn new(cluster: &Arc<str>) -> Self {
-        let elsewhere = Arc::new(Topology { cluster: cluster.clone(), ..Topology::default() });
-        Self { elsewhere, ..Self::default() }
+    pub(crate) fn new(config: &MeshConfig) -> Self {
+        let elsewhere = Topology { cluster: config.cluster.clone(), ..Topology::default() };
+        let root_namespace = config.root_namespace.clone();
+        Self { elsewhere: Arc::new(elsewhere), root_namespace, ..Self::default() }
+    }
+
+    /// Whether a port of a workload accepts mutual TLS. The label says whether its sidecar has certificates: injection
+    /// sets it. Source: Istio's documentation of `security.istio.io/tlsMode`.
+    fn takes_mutual_tls(&self, workload: &Workload, port: u16) -> bool {
+        let has_certificates =
+            workload.labels.get(TLS_MODE).is_some_and(|mode| mode == TLS_MODE_ISTIO);
+        has_certificates && workload.captured.include(port) && {
+            let Workload { namespace, labels, .. } = workload;
+            let policy =
+                self.peer_authentications.of_workload(namespace, labels, &self.root_namespace);
+            policy.at(port) != Accepts::PlainText
+        }
     }
 
     /// Updates or removes a node. Returns whether anything changed.
@@ -495,6 +547,7 @@ impl<'a> Collector<'a> {
             weight: of.weight,
             workload: of.workload.clone(),
             hostname: Arc::default(),
+            takes_mutual_tls: self.workloads.takes_mutual_tls(of.workload, port),
         });
     }
 

@@ -3,11 +3,13 @@
 //! [`MeshBuilder`] updates the model incrementally from the [`Store`]; a [`Mesh`] is one immutable, shared state of it.
 
 mod builder;
+mod captured;
 mod change;
 mod delegate;
 mod destination_rules;
 mod endpoint;
 mod host;
+mod peer_authentications;
 mod proxy;
 mod relevance;
 #[cfg(test)]
@@ -28,9 +30,13 @@ use std::sync::Arc;
 pub use builder::MeshBuilder;
 pub(crate) use change::MeshChange;
 pub(crate) use destination_rules::DestinationRules;
-pub(crate) use endpoint::{Endpoint, EndpointSet, Health, Workload};
+pub(crate) use endpoint::{
+    Account, Endpoint, EndpointSet, Health, SERVICE_ACCOUNT, TLS_MODE, TLS_MODE_ISTIO, Workload,
+};
 pub use host::resolve;
 pub(crate) use host::{Host, covers, is_wildcard, name_and_namespace, without_brackets};
+pub(crate) use peer_authentications::{Accepts, PeerAuthentications, PeerPolicy};
+pub use proxy::Certificates;
 pub(crate) use proxy::{Families, InboundPort, Interception, ProxyError};
 pub use proxy::{NodeMetadata, Proxy, Scope};
 pub(crate) use rules::{DestinationRule, HttpRule, Overlay, VirtualService};
@@ -67,6 +73,11 @@ pub struct MeshConfig {
     pub revision: Option<Arc<str>>,
     /// How a change of weights reaches proxies.
     pub weights: WeightDelivery,
+    /// The trust domain of the identities in certificates.
+    pub trust_domain: Arc<str>,
+    /// Whether proxies identify themselves and get certificates from weir. Then a PeerAuthentication applies to those
+    /// without certificates as well.
+    pub identities: bool,
 }
 
 /// How a change of weights reaches proxies.
@@ -99,6 +110,8 @@ impl Default for MeshConfig {
             empty_subset: EmptySubset::Hold,
             revision: None,
             weights: WeightDelivery::Routes,
+            trust_domain: "cluster.local".into(),
+            identities: false,
         }
     }
 }
@@ -148,6 +161,8 @@ pub struct Mesh {
     pub destination_rules: Arc<DestinationRules>,
     /// All Sidecars.
     pub sidecars: Arc<Sidecars>,
+    /// All PeerAuthentications.
+    pub peer_authentications: Arc<PeerAuthentications>,
     /// The services that have an endpoint at each address.
     by_address: OrdMap<Arc<str>, OrdSet<Host>>,
     /// The services that have a port with this number, by protocol class, oldest first.
@@ -197,6 +212,7 @@ impl Mesh {
             virtual_services: Arc::default(),
             destination_rules: Arc::default(),
             sidecars: Arc::default(),
+            peer_authentications: Arc::default(),
             by_address: OrdMap::new(),
             by_port: OrdMap::new(),
             aliases: OrdMap::new(),

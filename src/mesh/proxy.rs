@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::peer_authentications::PeerPolicy;
 use super::topology::Locality;
 use crate::api::{Labels, ObjectKey};
 use crate::revision::Revision;
 
 /// A proxy as described by its node message. Source: Istio's node id `TYPE~IP~POD.NAMESPACE~DNSDOMAIN` and the node
-/// metadata NAMESPACE, LABELS, CLUSTER_ID, NETWORK, NODE_NAME, INSTANCE_IPS and INTERCEPTION_MODE.
+/// metadata NAMESPACE, LABELS, CLUSTER_ID, NETWORK, NODE_NAME, INSTANCE_IPS, INTERCEPTION_MODE and ISTIO_VERSION.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
     /// The node id.
@@ -28,6 +29,8 @@ pub struct Proxy {
     pub locality: Locality,
     /// How traffic is intercepted.
     pub interception: Interception,
+    /// Where it gets its certificates.
+    pub certificates: Certificates,
     /// The node it runs on; empty if unknown.
     pub node: Arc<str>,
     /// Its cluster id; empty if unknown.
@@ -54,6 +57,18 @@ impl Interception {
             Self::None => "NONE",
         }
     }
+}
+
+/// Where a proxy gets its own certificate and the roots to trust.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Certificates {
+    /// Nowhere: it sends and accepts plain text.
+    #[default]
+    None,
+    /// From weir, over its ADS stream.
+    Ads,
+    /// From Istio's agent beside it.
+    Agent,
 }
 
 /// Why a node message does not describe a proxy.
@@ -127,6 +142,8 @@ pub struct NodeMetadata {
     pub cluster_id: Option<String>,
     /// NETWORK.
     pub network: Option<String>,
+    /// ISTIO_VERSION, which Istio's agent sets.
+    pub istio_version: Option<String>,
 }
 
 impl NodeMetadata {
@@ -150,6 +167,7 @@ impl NodeMetadata {
             generator: text(metadata, "GENERATOR"),
             cluster_id: text(metadata, "CLUSTER_ID"),
             network: text(metadata, "NETWORK"),
+            istio_version: text(metadata, "ISTIO_VERSION"),
         }
     }
 }
@@ -216,6 +234,10 @@ impl Proxy {
                 Some("NONE") => Interception::None,
                 _ => Interception::Redirect,
             },
+            certificates: match metadata.istio_version.as_deref() {
+                None | Some("") => Certificates::None,
+                Some(_) => Certificates::Agent,
+            },
             node: metadata.node_name.unwrap_or_default().into(),
             cluster: metadata.cluster_id.unwrap_or_default().into(),
             network: metadata.network.unwrap_or_default().into(),
@@ -245,8 +267,12 @@ pub struct Scope {
     pub labels: BTreeMap<String, String>,
     /// How traffic is intercepted.
     pub interception: Interception,
+    /// Where the proxies get their certificates.
+    pub certificates: Certificates,
     /// The inbound ports, sorted by number.
     pub inbound: Vec<InboundPort>,
+    /// What their ports accept.
+    pub peers: PeerPolicy,
     /// The locality, if some rule depends on it.
     pub locality: Locality,
     /// The node, if some service is reachable only on the client's node.
@@ -263,6 +289,26 @@ impl Scope {
     /// Represents all namespaces that no object is in or names, because proxies in them get the same configuration. No
     /// namespace has this name.
     pub(crate) const OTHER_NAMESPACE: &'static str = "";
+}
+
+#[cfg(test)]
+impl Scope {
+    /// Proxies of `shop` with redirection over IPv4, without certificates, ports or labels.
+    pub(crate) fn of_shop() -> Self {
+        Self {
+            namespace: "shop".into(),
+            labels: BTreeMap::new(),
+            interception: Interception::Redirect,
+            certificates: Certificates::None,
+            inbound: Vec::new(),
+            peers: PeerPolicy::default(),
+            locality: Locality::default(),
+            node: Arc::default(),
+            families: Families::V4,
+            headless: Vec::new(),
+            sidecar: None,
+        }
+    }
 }
 
 /// The address families that a proxy supports.

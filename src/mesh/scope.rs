@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::endpoint::{label_locality, node_locality};
-use super::proxy::{Families, Interception, Proxy, Scope};
+use super::peer_authentications::PeerPolicy;
+use super::proxy::{Certificates, Families, Interception, Proxy, Scope};
 use super::service::{Resolution, Service};
 use super::topology::{Locality, Topology, is_topology};
 use super::{Endpoint, Mesh};
@@ -42,6 +43,8 @@ impl Mesh {
             namespace: namespace.cloned().unwrap_or_else(|| Scope::OTHER_NAMESPACE.into()),
             labels: labels.collect(),
             interception: proxy.interception,
+            certificates: proxy.certificates,
+            peers: self.peer_policy(proxy),
             inbound: match proxy.interception {
                 Interception::None => Vec::new(),
                 Interception::Redirect => self.inbound(proxy),
@@ -62,6 +65,16 @@ impl Mesh {
             },
             sidecar: sidecar.map(|sidecar| (sidecar.key.clone(), sidecar.revision)),
         }
+    }
+
+    /// What the ports of a proxy accept; everything if it has no certificates and weir gives none to any proxy.
+    fn peer_policy(&self, proxy: &Proxy) -> PeerPolicy {
+        let applies = proxy.certificates != Certificates::None || self.config.identities;
+        if !applies || proxy.interception == Interception::None {
+            return PeerPolicy::default();
+        }
+        let root = &self.config.root_namespace;
+        self.peer_authentications.of_workload(&proxy.namespace, &proxy.labels, root)
     }
 
     /// The location of a proxy: as it reports, else that of its pod or of the endpoints at its address.

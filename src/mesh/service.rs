@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::host::{Host, without_brackets};
 use super::topology::{HOSTNAME, NETWORK, REGION, SUBZONE, ZONE};
 use super::visibility::Visibility;
-use crate::api::{self, EntryResolution, IntOrString, Labels, Meta};
+use crate::api::{self, EntryResolution, IntOrString, Labels, Location, Meta};
 
 /// The protocol of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -193,6 +193,8 @@ pub struct Service {
     pub alias_of: Option<Host>,
     /// What kind of object it comes from.
     pub registry: Registry,
+    /// Whether its workloads are outside the mesh.
+    pub is_external: bool,
     /// The selector of its workloads; empty if the endpoints are listed.
     pub selector: Labels,
     /// Which endpoints are preferred if no rule says otherwise.
@@ -284,6 +286,7 @@ impl Service {
             age: meta.age,
             alias_of,
             registry: Registry::Kubernetes,
+            is_external: false,
             selector: spec.selector.clone(),
             preference: Preference::new(&spec.traffic_distribution, meta, namespace),
             node_local: spec.internal_traffic_policy == "Local",
@@ -334,6 +337,7 @@ impl Service {
             age: meta.age,
             alias_of: None,
             registry: Registry::ServiceEntry,
+            is_external: spec.location == Location::MeshExternal,
             selector: spec
                 .workload_selector
                 .as_ref()

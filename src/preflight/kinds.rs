@@ -47,7 +47,11 @@ pub(super) fn check(
             let message = "weir checks no tokens: requests with invalid ones reach the service";
             policy(document, workloads, Level::Blocker, message)
         }
-        (SECURITY, "PeerAuthentication") => peer_authentication(document, documents, workloads),
+        (SECURITY, "PeerAuthentication") => {
+            let mut found = rule(document);
+            found.extend(peer_authentication(document, documents, workloads));
+            found
+        }
         ("telemetry.istio.io", "Telemetry") => {
             let message = "weir configures no telemetry: its sidecars have Envoy's own statistics, without access logs \
                            and traces";
@@ -136,12 +140,14 @@ fn peer_authentication(
     } else {
         return Vec::new();
     };
-    let message = "is STRICT: sidecars of weir send and accept plain text, so they cannot call workloads that enforce \
-                   this policy, nor enforce it themselves";
-    let mut found = policy(document, workloads, Level::Blocker, message);
+    let message = "is STRICT: sidecars of weir keep to it and can call workloads that do with --identity on alone, and \
+                   only if weir and Istiod sign with the same authority";
+    let mut found = policy(document, workloads, Level::Step, message);
     for finding in &mut found {
         finding.path.clone_from(&path);
-        finding.advice = "change it to PERMISSIVE while namespaces move".to_owned();
+        finding.advice =
+            "run weir with --identity on and Istio's authority, or change it to PERMISSIVE while namespaces move"
+                .to_owned();
         if let Concerns::Mesh(except) = &mut finding.concerns {
             *except = with_own_mode(documents, workloads.root_namespace);
         }
@@ -262,9 +268,8 @@ fn istio_mutual(document: &Document) -> Option<Finding> {
         }
     }
     let path = find(document.at("/spec")?, "spec")?;
-    let message = "is ISTIO_MUTUAL: weir has no certificate authority, so Istio's agent must run beside Envoy and \
-                   provide the certificates";
-    Some(own(document, Level::Difference, &path, message, ""))
+    let message = "is ISTIO_MUTUAL: sidecars of weir have certificates with --identity on alone";
+    Some(own(document, Level::Step, &path, message, "run weir with --identity on"))
 }
 
 fn gateway_api(document: &Document) -> Vec<Finding> {

@@ -78,9 +78,13 @@ fn what_sidecars_lose_keeps_the_namespaces_it_concerns() {
             "bank: yes; shop: yes, with differences",
         ),
         (security, "RequestAuthentication", "shop/a", web, shop),
-        (security, "PeerAuthentication", "shop/a", "{mtls: {mode: STRICT}}", shop),
-        (security, "PeerAuthentication", "shop/a", "{portLevelMtls: {8080: {mode: STRICT}}}", shop),
-        (security, "PeerAuthentication", "istio-system/a", "{mtls: {mode: STRICT}}", all),
+        (
+            security,
+            "PeerAuthentication",
+            "shop/a",
+            "{selector: {matchLabels: {app: web}}, portLevelMtls: {http: {mode: STRICT}}}",
+            shop,
+        ),
         ("extensions.istio.io/v1alpha1", "WasmPlugin", "shop/a", "{url: oci://a}", shop),
         (
             "networking.istio.io/v1alpha3",
@@ -166,12 +170,6 @@ fn what_works_differently_is_named_with_its_field() {
             "{hosts: [web], gateways: [mesh, ingress/g], http: [{route: [{destination: {host: web}}]}]}",
             "spec.gateways",
         ),
-        (
-            "networking.istio.io/v1",
-            "DestinationRule",
-            "{host: web, subsets: [{name: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}]}",
-            "spec.subsets[0].trafficPolicy.tls.mode",
-        ),
         ("networking.istio.io/v1", "Gateway", "{selector: {istio: ingress}}", ""),
         ("networking.istio.io/v1", "WorkloadGroup", "{template: {}}", ""),
         ("networking.istio.io/v1beta1", "ProxyConfig", "{concurrency: 1}", ""),
@@ -204,11 +202,28 @@ fn peers(place: &str, mode: &str) -> String {
 #[test]
 fn a_namespace_with_a_mode_of_its_own_is_not_held_to_that_of_the_mesh() {
     let strict = peers("istio-system/default", "STRICT");
-    assert_eq!(
-        verdicts(&(strict.clone() + &peers("shop/default", "PERMISSIVE"))),
-        "bank: no; shop: yes"
+    for (mode, expected) in [("PERMISSIVE", [1, 0]), ("UNSET", [1, 1])] {
+        let text = strict.clone() + &peers("shop/default", mode);
+        let report = check(&mesh(&text), "istio-system", true);
+        let found = ["bank", "shop"].map(|namespace| {
+            report.about(namespace).filter(|finding| finding.path == "spec.mtls.mode").count()
+        });
+        assert_eq!(found, expected, "{mode}");
+        assert_eq!(verdicts(&text), BOTH);
+    }
+}
+
+#[test]
+fn mutual_tls_needs_a_step_and_no_more() {
+    let rule = object(
+        "networking.istio.io/v1",
+        "DestinationRule",
+        "shop/a",
+        "{host: web, subsets: [{name: a, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}]}",
     );
-    assert_eq!(verdicts(&(strict + &peers("shop/default", "UNSET"))), "bank: no; shop: no");
+    let report = check(&mesh(&rule), "istio-system", true);
+    assert_eq!(about(&report, "spec.subsets[0].trafficPolicy.tls.mode").len(), 1);
+    assert_eq!(verdicts(&rule), BOTH);
 }
 
 fn about(report: &Report, path: &str) -> Vec<String> {

@@ -8,9 +8,8 @@ use super::{Concerns, Document, Finding, Level};
 use crate::api::{Labels, REVISION_LABEL, selects};
 use crate::inject::workload::pod_template;
 use crate::inject::{INJECTED_BY, NAMESPACE_INJECTION, STATUS as INJECTED};
+use crate::mesh::{TLS_MODE, TLS_MODE_ISTIO};
 
-/// The label by which Istiod's clients know that a pod accepts mutual TLS.
-const TLS_MODE: &str = "security.istio.io/tlsMode";
 /// The label of namespaces and pods that are in ambient mode.
 const DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 /// How many pods a message names.
@@ -179,7 +178,7 @@ impl Group {
         let mut groups = Vec::new();
         groups.extend(workload.has_label(DATAPLANE_MODE, "ambient").then_some(Group::Ambient));
         groups.extend(workload.revision.clone().map(Group::Sidecar));
-        let is_labelled = workload.has_label(TLS_MODE, "istio");
+        let is_labelled = workload.has_label(TLS_MODE, TLS_MODE_ISTIO);
         groups.extend((!workload.is_of_weir && is_labelled).then_some(Group::TlsMode));
         groups
     }
@@ -207,9 +206,9 @@ impl Group {
             Group::TlsMode => (
                 Level::Step,
                 format!("metadata.labels[{TLS_MODE}]"),
-                "is `istio`: clients under Istiod send mutual TLS to it, which a sidecar of weir does not accept"
+                "is `istio`: clients send mutual TLS to it, which a sidecar of weir takes with --identity on alone"
                     .to_owned(),
-                "create the pods that move without the label, which Istio's injection sets",
+                "run weir with --identity on, or create the pods that move without the label",
             ),
         };
         let first = pods.first()?;

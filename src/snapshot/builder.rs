@@ -9,7 +9,7 @@ use super::scope::{ScopeResources, Touched};
 use super::sensitivity::Sensitivity;
 use super::{OmittedResource, Snapshot};
 use crate::api::ObjectKey;
-use crate::mesh::{Families, Interception, Mesh, MeshChange, Scope, ScopeView};
+use crate::mesh::{Certificates, Families, Interception, Mesh, MeshChange, Scope, ScopeView};
 use crate::revision::{MeshRevision, Revision};
 
 /// Builds snapshots and keeps those of the requested scopes up to date.
@@ -28,10 +28,10 @@ pub struct SnapshotBuilder {
 }
 
 /// Scopes that can be derived from each other.
-type Family = (Interception, Families, Option<(ObjectKey, Revision)>);
+type Family = (Interception, Families, Certificates, Option<(ObjectKey, Revision)>);
 
 fn family(scope: &Scope) -> Family {
-    (scope.interception, scope.families, scope.sidecar.clone())
+    (scope.interception, scope.families, scope.certificates, scope.sidecar.clone())
 }
 
 #[derive(Debug)]

@@ -116,8 +116,9 @@ fn of_host(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mesh::Families;
-    use crate::translate::listener::{outbound, virtual_inbound};
+    use crate::mesh::Scope;
+    use crate::translate::inbound::virtual_inbound;
+    use crate::translate::listener::outbound;
     use crate::translate::listener_plan::ListenerPlan;
     use crate::translate::tcp::{Chain, Target};
     use envoy_types::pb::envoy::config::route::v3::route_action::ClusterSpecifier;
@@ -172,6 +173,7 @@ mod tests {
             port: 80,
             bind: false,
             any_address: false,
+            both_families: false,
             http: Some("r".into()),
             only_http: false,
             grpc_web: false,
@@ -184,7 +186,8 @@ mod tests {
             default_cluster: "PassthroughCluster".into(),
         };
         assert_eq!(names(&ClusterRefs::of_listener(&outbound(&wanted))), ["outbound|80||a"]);
-        let inbound = ClusterRefs::of_listener(&virtual_inbound(&[], Families::V4));
+        let inbound = virtual_inbound(&Scope::of_shop(), "cluster.local");
+        let inbound = ClusterRefs::of_listener(&inbound);
         assert_eq!(names(&inbound), ["BlackHoleCluster", "InboundPassthroughCluster"]);
     }
 }

@@ -16,13 +16,15 @@ use super::validator::{OmittedResources, OutputValidator};
 use super::{ClusterRefs, EncodedVirtualHost, Resource};
 use crate::api::{Kind, ObjectKey};
 use crate::mesh::{
-    DestinationRule, Families, Host, InboundPort, Interception, Port, Registry, ScopeView, Service,
-    VirtualService, VisibleService, name_and_namespace,
+    Account, Certificates, DestinationRule, Families, Host, InboundPort, Interception, PeerPolicy,
+    Port, Registry, Scope, ScopeView, Service, VirtualService, VisibleService, name_and_namespace,
 };
 use crate::revision::Revision;
 use crate::translate::listener_plan::{self, ListenerPlan};
 use crate::translate::route::Context;
-use crate::translate::{cluster, context, default_cluster, endpoint, listener, virtual_host};
+use crate::translate::{
+    cluster, context, default_cluster, endpoint, inbound, listener, virtual_host,
+};
 
 /// Deterministic counters of the work done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -111,6 +113,10 @@ struct ServiceKey {
     rule: Option<Revision>,
     only: Option<BTreeSet<u16>>,
     families: Families,
+    /// Set if the cluster embeds them.
+    accounts: Option<Arc<[Account]>>,
+    /// Where the clients get their certificates, if the cluster uses them.
+    certificates: Certificates,
     /// What depends on the client's locality.
     place: endpoint::Place,
 }
@@ -129,7 +135,26 @@ impl ServiceKey {
             rule: rule.map(|rule| rule.revision),
             only: seen.only().cloned(),
             families,
+            accounts: None,
+            certificates: Certificates::None,
             place: place.unwrap_or_default(),
+        }
+    }
+
+    /// That of the clusters of a service, which may depend on its endpoints.
+    fn of_clusters(
+        seen: &VisibleService<'_>,
+        rule: Option<&DestinationRule>,
+        scope: &Scope,
+        place: &endpoint::Place,
+    ) -> Self {
+        let (service, endpoints) = (&seen.known.service, &seen.known.endpoints);
+        let embeds = cluster::embeds_endpoints(service, rule, scope);
+        let names = cluster::names_accounts(service, rule, scope);
+        Self {
+            accounts: names.then(|| endpoints.accounts.clone()),
+            certificates: if names { scope.certificates } else { Certificates::None },
+            ..Self::new(seen, rule, scope.families, embeds.then(|| place.clone()))
         }
     }
 }
@@ -152,9 +177,26 @@ struct VirtualHostKey {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct InboundKey {
     port: InboundPort,
+    families: Families,
     rule: Option<Revision>,
     /// Set if the Sidecar sets limits.
     sidecar: Option<Revision>,
+}
+
+/// The inputs of the listener for redirected inbound connections.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct InboundListenerKey {
+    ports: Vec<InboundPort>,
+    families: Families,
+    certificates: Certificates,
+    peers: PeerPolicy,
+}
+
+impl InboundListenerKey {
+    fn new(scope: &Scope) -> Self {
+        let Scope { inbound, families, certificates, peers, .. } = scope.clone();
+        Self { ports: inbound, families, certificates, peers }
+    }
 }
 
 /// The parts of one host.
@@ -194,7 +236,7 @@ pub(super) struct Parts {
     /// The sum of [`OfHost::len`], kept because metrics read it after each change.
     in_hosts: usize,
     inbound_clusters: HashMap<InboundKey, Arc<Encoded>>,
-    inbound_listeners: HashMap<(Vec<InboundPort>, Families), Arc<Encoded>>,
+    inbound_listeners: HashMap<InboundListenerKey, Arc<Encoded>>,
     listeners: HashMap<ListenerPlan, Arc<Encoded>>,
     pub counts: WorkCounts,
 }
@@ -249,9 +291,9 @@ impl Parts {
     }
 
     /// The clusters that every proxy has.
-    pub(crate) fn fixed_clusters(&mut self) -> Arc<Encoded> {
+    pub(crate) fn fixed_clusters(&mut self, families: Families) -> Arc<Encoded> {
         Arc::new(Self::encode(&mut self.counts, |validator| {
-            cluster::builtin()
+            cluster::builtin(families)
                 .iter()
                 .filter_map(|fixed| encode_cluster(validator, fixed, &Provenance::default()))
                 .collect()
@@ -268,9 +310,7 @@ impl Parts {
         let rule = view.destination_rule(known).map(|rule| &**rule);
         let context = context::Context { config: &view.mesh.config, scope, known, rule };
         let place = endpoint::Place::new(&known.service, rule, scope);
-        let embeds_endpoints = cluster::embeds_endpoints(&known.service, rule);
-        let clusters_key =
-            ServiceKey::new(seen, rule, scope.families, embeds_endpoints.then(|| place.clone()));
+        let clusters_key = ServiceKey::of_clusters(seen, rule, scope, &place);
         let endpoints_key = ServiceKey::new(seen, rule, scope.families, Some(place));
         let Self { hosts, in_hosts, counts, .. } = self;
         let parts = hosts.entry(known.service.host.clone()).or_default();
@@ -315,6 +355,7 @@ impl Parts {
             let sidecar = scope.sidecar.as_ref().filter(|_| pool.is_some());
             let key = InboundKey {
                 port: port.clone(),
+                families: scope.families,
                 rule: rule.map(|rule| rule.revision),
                 sidecar: sidecar.map(|(_, revision)| *revision),
             };
@@ -322,7 +363,7 @@ impl Parts {
             let made = inbound_clusters.entry(key).or_insert_with(|| {
                 let objects = rule.iter().flat_map(|rule| rule.keys.iter().cloned());
                 let objects = provenance(objects.chain(sidecar.map(|(key, _)| key.clone())));
-                let cluster = cluster::inbound(port, rule, pool);
+                let cluster = cluster::inbound(port, rule, pool, scope.families);
                 Arc::new(Self::encode(counts, |validator| {
                     encode_cluster(validator, &cluster, &objects).into_iter().collect()
                 }))
@@ -359,19 +400,24 @@ impl Parts {
         }
         let Self { inbound_listeners, counts, .. } = self;
         let outbound = listener::virtual_outbound(&default_cluster(view), scope.families);
-        let outbound = Self::encode_redirected(counts, outbound);
+        let outbound = Self::encode_redirected(counts, outbound, Provenance::default());
         let inbound =
-            inbound_listeners.entry((scope.inbound.clone(), scope.families)).or_insert_with(|| {
-                let inbound = listener::virtual_inbound(&scope.inbound, scope.families);
-                Self::encode_redirected(counts, inbound)
+            inbound_listeners.entry(InboundListenerKey::new(scope)).or_insert_with(|| {
+                let inbound = inbound::virtual_inbound(scope, &view.mesh.config.trust_domain);
+                let objects = provenance(scope.peers.objects.iter().cloned());
+                Self::encode_redirected(counts, inbound, objects)
             });
         vec![outbound, inbound.clone()]
     }
 
-    /// A listener for redirected traffic, which no object defines.
-    fn encode_redirected(counts: &mut WorkCounts, listener: Listener) -> Arc<Encoded> {
+    /// A listener for redirected traffic.
+    fn encode_redirected(
+        counts: &mut WorkCounts,
+        listener: Listener,
+        objects: Provenance,
+    ) -> Arc<Encoded> {
         Arc::new(Self::encode(counts, |validator| {
-            encode_listener(validator, listener, Provenance::default()).into_iter().collect()
+            encode_listener(validator, listener, objects).into_iter().collect()
         }))
     }
 

@@ -78,7 +78,7 @@ impl ScopeResources {
             default_cluster: default_cluster(&ScopeView::new(mesh, scope)),
             ..Self::default()
         };
-        let fixed = parts.fixed_clusters();
+        let fixed = parts.fixed_clusters(scope.families);
         this.replace("fixed", &Arc::default(), &fixed, ResourceType::Cluster);
         let touched = Touched {
             hosts: mesh.services.keys().chain(mesh.virtual_services.hosts()).cloned().collect(),

@@ -1,6 +1,6 @@
 //! CDS: outbound clusters of service ports and subsets, inbound clusters, and the built-in ones.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -10,12 +10,15 @@ use envoy_types::pb::google::protobuf::{Any, Duration};
 use super::connection_pool::{self, HttpOptions, no_limits};
 use super::context::Context;
 use super::policy::Policy;
+use super::tls::Automatic;
 use super::{
     BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, endpoint,
     inbound_cluster_name, load_balancer, outlier, seconds, socket_address, tls,
 };
-use crate::api::{ConnectionPoolSettings, TlsMode};
-use crate::mesh::{DestinationRule, EndpointSet, Families, InboundPort, Port, Resolution, Service};
+use crate::api::{ConnectionPoolSettings, TlsMode, TrafficPolicy};
+use crate::mesh::{
+    Certificates, DestinationRule, Families, InboundPort, Port, Resolution, Scope, Service,
+};
 
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
@@ -26,22 +29,56 @@ pub(crate) fn outbound(port: &Port, context: Context<'_>) -> Vec<pb::Cluster> {
     std::iter::once("").chain(subsets).map(|subset| cluster(port, subset, context)).collect()
 }
 
-/// Whether the clusters of a service embed endpoint data: addresses resolved by DNS, or the identities in certificate
-/// validation.
-pub(crate) fn embeds_endpoints(service: &Service, rule: Option<&DestinationRule>) -> bool {
-    matches!(service.resolution, Resolution::Dns | Resolution::DnsRoundRobin)
-        || rule.is_some_and(uses_istio_mutual)
+/// Whether the clusters of a service depend on its endpoints: those with addresses that are resolved by DNS, and those that
+/// go to the original destination, encrypted if all endpoints take that.
+pub(crate) fn embeds_endpoints(
+    service: &Service,
+    rule: Option<&DestinationRule>,
+    scope: &Scope,
+) -> bool {
+    match service.resolution {
+        Resolution::Dns | Resolution::DnsRoundRobin => true,
+        Resolution::Passthrough => encrypts(service, scope),
+        Resolution::Endpoints => encrypts(service, scope) && rule.is_some_and(passes_through),
+    }
+}
+
+/// Whether the clusters of a service have the service accounts of its workloads, which their certificates must name.
+pub(crate) fn names_accounts(
+    service: &Service,
+    rule: Option<&DestinationRule>,
+    scope: &Scope,
+) -> bool {
+    encrypts(service, scope) || rule.is_some_and(uses_istio_mutual)
+}
+
+/// Whether the proxies of a scope use mutual TLS with a service where no rule says otherwise.
+fn encrypts(service: &Service, scope: &Scope) -> bool {
+    scope.certificates != Certificates::None && !service.is_external
 }
 
 /// Whether any policy of a rule uses TLS with the certificates of the mesh.
 fn uses_istio_mutual(rule: &DestinationRule) -> bool {
-    let own = rule.traffic_policy.as_deref().into_iter();
-    let subsets = rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_deref());
-    own.chain(subsets).any(|policy| {
+    policies(rule).any(|policy| {
         let ports = policy.port_level_settings.iter().map(|port| &port.tls);
         let mut tls = ports.chain(std::iter::once(&policy.tls)).flatten();
         tls.any(|tls| tls.mode == TlsMode::IstioMutual)
     })
+}
+
+/// Whether any policy of a rule sends connections to their original destination.
+fn passes_through(rule: &DestinationRule) -> bool {
+    policies(rule).any(|policy| {
+        let ports = policy.port_level_settings.iter().map(|port| port.load_balancer.as_ref());
+        let mut all = ports.chain(std::iter::once(policy.load_balancer.as_ref()));
+        all.any(load_balancer::is_passthrough)
+    })
+}
+
+/// The policies of a rule and of its subsets.
+fn policies(rule: &DestinationRule) -> impl Iterator<Item = &TrafficPolicy> {
+    let own = rule.traffic_policy.as_deref().into_iter();
+    own.chain(rule.subsets.iter().filter_map(|subset| subset.traffic_policy.as_deref()))
 }
 
 fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
@@ -94,26 +131,42 @@ fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
             dns(&mut cluster, port, subset, &policy, context);
         }
     }
-    let accounts = accounts(&context.known.endpoints, port, &context.config.domain);
+    let accounts = tls::identities(&context.known.endpoints.accounts, &context.config.trust_domain);
     let servers = tls::Servers {
         mesh_sni: &format!("outbound_.{}_.{subset}_.{}", port.number, service.host),
         accounts: &accounts,
         subject_alt_names: &service.subject_alt_names,
+        automatic: automatic(port, context, &cluster),
     };
-    tls::apply(&mut cluster, &mut options, policy.tls, policy.proxy_protocol, servers);
+    let certificates = context.scope.certificates;
+    tls::apply(
+        &mut cluster,
+        &mut options,
+        policy.tls,
+        policy.proxy_protocol,
+        servers,
+        certificates,
+    );
     cluster.typed_extension_protocol_options = typed(connection_pool::finish(options));
     cluster
 }
 
-/// The SPIFFE identities of the workloads behind a port, as far as their pods reveal them.
-fn accounts(endpoints: &EndpointSet, port: &Port, domain: &str) -> Vec<String> {
-    let members = endpoints.list.iter().filter(|endpoint| endpoint.port_name == port.name);
-    let ids =
-        members.filter(|endpoint| !endpoint.workload.service_account.is_empty()).map(|endpoint| {
-            let workload = &endpoint.workload;
-            format!("spiffe://{domain}/ns/{}/sa/{}", workload.namespace, workload.service_account)
-        });
-    ids.collect::<BTreeSet<_>>().into_iter().collect()
+/// Which endpoints of a cluster get mutual TLS without a rule. For a connection to its original destination, Envoy knows
+/// nothing of the endpoint.
+fn automatic(port: &Port, context: Context<'_>, cluster: &pb::Cluster) -> Automatic {
+    if !encrypts(&context.known.service, context.scope) {
+        return Automatic::Never;
+    }
+    if cluster.cluster_discovery_type != Some(discovery(pb::cluster::DiscoveryType::OriginalDst)) {
+        return Automatic::ByEndpoint;
+    }
+    let list = &context.known.endpoints.list;
+    let mut members = list.iter().filter(|endpoint| endpoint.port_name == port.name).peekable();
+    if members.peek().is_some() && members.all(|endpoint| endpoint.takes_mutual_tls) {
+        Automatic::Always
+    } else {
+        Automatic::Never
+    }
 }
 
 #[allow(deprecated)] // The cluster extension that replaces these fields is younger than some Envoys in service.
@@ -163,7 +216,7 @@ fn typed(options: HttpOptions) -> HashMap<String, Any> {
 }
 
 /// The clusters that every proxy gets.
-pub(crate) fn builtin() -> Vec<pb::Cluster> {
+pub(crate) fn builtin(families: Families) -> Vec<pb::Cluster> {
     let black_hole = pb::Cluster {
         name: BLACK_HOLE.to_owned(),
         alt_stat_name: format!("{BLACK_HOLE};"),
@@ -183,7 +236,7 @@ pub(crate) fn builtin() -> Vec<pb::Cluster> {
     let inbound = pb::Cluster {
         name: INBOUND_PASSTHROUGH.to_owned(),
         alt_stat_name: format!("{INBOUND_PASSTHROUGH};"),
-        upstream_bind_config: loopback_source(),
+        upstream_bind_config: loopback_source(families),
         ..pass.clone()
     };
     vec![black_hole, pass, inbound]
@@ -195,13 +248,14 @@ pub(crate) fn inbound(
     port: &InboundPort,
     rule: Option<&DestinationRule>,
     own: Option<&ConnectionPoolSettings>,
+    families: Families,
 ) -> pb::Cluster {
     let name = inbound_cluster_name(port.target);
     let mut cluster = pb::Cluster {
         alt_stat_name: format!("{name};"),
         name,
         connect_timeout: seconds(10),
-        upstream_bind_config: loopback_source(),
+        upstream_bind_config: loopback_source(families),
         // Never (Envoy's maximum), because its single address does not disappear.
         cleanup_interval: Some(Duration { seconds: 9_223_372_035, nanos: 0 }),
         ..Default::default()
@@ -225,12 +279,21 @@ fn original_destination(cluster: &mut pb::Cluster) {
     cluster.lb_config = None;
 }
 
-/// The source address that redirection excludes, so that traffic to the proxy's own workload does not loop back.
-fn loopback_source() -> Option<core::BindConfig> {
-    let address = socket_address("127.0.0.6", 0).address;
-    let source_address = match address {
+/// The source addresses that redirection excludes, so that traffic to the proxy's own workload does not loop back: one of
+/// each family.
+fn loopback_source(families: Families) -> Option<core::BindConfig> {
+    let own: &[&str] = match families {
+        Families::V4 => &["127.0.0.6"],
+        Families::V6 => &["::6"],
+        Families::Both => &["127.0.0.6", "::6"],
+    };
+    let mut addresses = own.iter().filter_map(|address| match socket_address(address, 0).address {
         Some(core::address::Address::SocketAddress(address)) => Some(address),
         _ => None,
-    };
-    Some(core::BindConfig { source_address, ..Default::default() })
+    });
+    let source_address = addresses.next();
+    let extra = addresses
+        .map(|address| core::ExtraSourceAddress { address: Some(address), ..Default::default() });
+    let extra_source_addresses = extra.collect();
+    Some(core::BindConfig { source_address, extra_source_addresses, ..Default::default() })
 }

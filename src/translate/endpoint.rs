@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::config::endpoint::v3 as pb;
 use super::context::{Context, uses_eds};
 use super::locality::{self, Setting};
 use super::policy::Policy;
-use super::{cluster_name, socket_address, u32_value};
+use super::{cluster_name, socket_address, tls, u32_value};
 use crate::api::Labels;
 use crate::mesh::{
     DestinationRule, Endpoint, Families, Health, Locality, Port, Resolution, Scope, Service,
@@ -125,11 +125,11 @@ fn lb_endpoint(endpoint: &Endpoint, families: Families) -> Option<pb::LbEndpoint
             Health::Unhealthy => core::HealthStatus::Unhealthy,
         } as i32,
         load_balancing_weight: u32_value(endpoint.weight),
+        metadata: endpoint.takes_mutual_tls.then(tls::endpoint_metadata),
         host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(pb::Endpoint {
             address: Some(address),
             additional_addresses: additional.collect(),
             ..Default::default()
         })),
-        ..Default::default()
     })
 }

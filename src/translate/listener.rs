@@ -1,29 +1,26 @@
-//! LDS: a listener per HTTP port, per TCP service, and the two that receive redirected traffic.
+//! LDS: a listener per HTTP port, per TCP service, and the one that receives redirected outbound traffic.
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::config::listener::v3 as pb;
-use envoy_types::pb::envoy::config::route::v3 as route;
 use envoy_types::pb::envoy::extensions::filters::http::{
     cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats,
     grpc_web::v3::GrpcWeb, router::v3::Router,
 };
 use envoy_types::pb::envoy::extensions::filters::listener::{
-    http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst,
-    tls_inspector::v3::TlsInspector,
+    http_inspector::v3::HttpInspector, tls_inspector::v3::TlsInspector,
 };
 use envoy_types::pb::envoy::extensions::filters::network::{
     http_connection_manager::v3 as hcm, tcp_proxy::v3 as tcp_proxy,
 };
 use envoy_types::pb::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-use envoy_types::pb::envoy::r#type::v3::{HashPolicy, Int32Range, hash_policy};
+use envoy_types::pb::envoy::r#type::v3::{HashPolicy, hash_policy};
 
 use super::listener_plan::{ListenerPlan, any_address};
 use super::tcp::{Chain, Target};
 use super::{
-    BLACK_HOLE, INBOUND_PASSTHROUGH, INBOUND_PORT, OUTBOUND_PORT, ads, any, bool_value, duration,
-    inbound_cluster_name, seconds, socket_address, u32_value,
+    BLACK_HOLE, OUTBOUND_PORT, ads, any, bool_value, duration, seconds, socket_address, u32_value,
 };
-use crate::mesh::{Families, InboundPort, Protocol};
+use crate::mesh::{Families, Protocol};
 
 /// An outbound listener.
 pub(crate) fn outbound(listener: &ListenerPlan) -> pb::Listener {
@@ -61,6 +58,7 @@ pub(crate) fn outbound(listener: &ListenerPlan) -> pb::Listener {
     pb::Listener {
         name,
         address: Some(socket_address(&listener.address, listener.port)),
+        additional_addresses: additional_addresses(listener.both_families, listener.port),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         filter_chains,
         default_filter_chain,
@@ -129,6 +127,7 @@ pub(crate) fn virtual_outbound(default_cluster: &str, families: Families) -> pb:
     pb::Listener {
         name: "virtualOutbound".to_owned(),
         address: Some(socket_address(any_address(families), OUTBOUND_PORT)),
+        additional_addresses: additional_addresses(families == Families::Both, OUTBOUND_PORT),
         traffic_direction: core::TrafficDirection::Outbound as i32,
         use_original_dst: bool_value(true),
         filter_chains: vec![
@@ -144,95 +143,25 @@ pub(crate) fn virtual_outbound(default_cluster: &str, families: Families) -> pb:
     }
 }
 
-/// The listener for redirected inbound connections: a chain per inbound port, and pass-through for everything else.
-pub(crate) fn virtual_inbound(ports: &[InboundPort], families: Families) -> pb::Listener {
-    let pass_http = inbound_http(
-        "InboundPassthroughCluster;",
-        INBOUND_PASSTHROUGH,
-        "inbound|http|0",
-        Protocol::Http,
-    );
-    let mut chains = vec![
-        black_hole("virtualInbound-blackhole", INBOUND_PORT),
-        named_chain("virtualInbound-catchall-http", looks_like_http(None), pass_http),
-        named_chain("virtualInbound", transport("raw_buffer", None), tcp(INBOUND_PASSTHROUGH)),
-        named_chain("virtualInbound", transport("tls", None), tcp(INBOUND_PASSTHROUGH)),
-    ];
-    chains.extend(ports.iter().flat_map(inbound_chains));
-    // If the protocol is known, waiting for the client's first bytes would block server-first protocols.
-    let known =
-        ports.iter().filter(|port| port.protocol != Protocol::Unknown).map(|port| port.target);
-    let not_http: Vec<u16> = known.chain([INBOUND_PORT]).collect();
-    // TLS detection makes no difference here.
-    let bytes = ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.target);
-    let not_tls: Vec<u16> = bytes.chain([INBOUND_PORT]).collect();
-    pb::Listener {
-        name: "virtualInbound".to_owned(),
-        address: Some(socket_address(any_address(families), INBOUND_PORT)),
-        traffic_direction: core::TrafficDirection::Inbound as i32,
-        filter_chains: chains,
-        listener_filters: vec![
-            listener_filter("envoy.filters.listener.original_dst", &OriginalDst::default(), None),
-            listener_filter(
-                "envoy.filters.listener.tls_inspector",
-                &TlsInspector { initial_read_buffer_size: u32_value(512), ..Default::default() },
-                disabled_at(&not_tls),
-            ),
-            listener_filter(
-                "envoy.filters.listener.http_inspector",
-                &HttpInspector::default(),
-                disabled_at(&not_http),
-            ),
-        ],
-        listener_filters_timeout: seconds(0),
-        continue_on_listener_filters_timeout: true,
-        max_connections_to_accept_per_socket_event: u32_value(1),
+/// The wildcard address of the second family, for proxies that have both.
+pub(super) fn additional_addresses(both: bool, port: u16) -> Vec<pb::AdditionalAddress> {
+    let second = both.then(|| pb::AdditionalAddress {
+        address: Some(socket_address("::", port)),
         ..Default::default()
-    }
+    });
+    second.into_iter().collect()
 }
 
-/// The filter chains for the connections to one inbound port.
-fn inbound_chains(port: &InboundPort) -> Vec<pb::FilterChain> {
-    let name = format!("0.0.0.0_{}", port.target);
-    let cluster = inbound_cluster_name(port.target);
-    let virtual_host = format!("inbound|http|{}", port.port);
-    let http = inbound_http(&format!("inbound_{name};"), &cluster, &virtual_host, port.protocol);
-    let at = Some(port.target);
-    match port.protocol {
-        Protocol::Unknown => vec![
-            named_chain(&name, looks_like_http(at), http),
-            named_chain(&name, transport("raw_buffer", at), tcp(&cluster)),
-            named_chain(&name, transport("tls", at), tcp(&cluster)),
-        ],
-        protocol if protocol.is_http() => {
-            vec![named_chain(&name, transport("raw_buffer", at), http)]
-        }
-        _ => vec![
-            named_chain(&name, transport("tls", at), tcp(&cluster)),
-            named_chain(&name, transport("raw_buffer", at), tcp(&cluster)),
-        ],
-    }
-}
+pub(super) const HTTP: &str = "envoy.filters.network.http_connection_manager";
 
-fn named_chain(name: &str, matches: pb::FilterChainMatch, filter: pb::Filter) -> pb::FilterChain {
-    pb::FilterChain {
-        name: name.to_owned(),
-        filter_chain_match: Some(matches),
-        filters: vec![filter],
-        ..Default::default()
-    }
-}
-
-const HTTP: &str = "envoy.filters.network.http_connection_manager";
-
-fn filter<M: prost::Name>(name: &str, config: &M) -> pb::Filter {
+pub(super) fn filter<M: prost::Name>(name: &str, config: &M) -> pb::Filter {
     pb::Filter {
         name: name.to_owned(),
         config_type: Some(pb::filter::ConfigType::TypedConfig(any(config))),
     }
 }
 
-fn tcp(cluster: &str) -> pb::Filter {
+pub(super) fn tcp(cluster: &str) -> pb::Filter {
     tcp_target(&Target::plain(cluster))
 }
 
@@ -275,7 +204,7 @@ fn tcp_target(target: &Target) -> pb::Filter {
 }
 
 /// Traffic to the proxy's own port would loop forever.
-fn black_hole(name: &str, port: u16) -> pb::FilterChain {
+pub(super) fn black_hole(name: &str, port: u16) -> pb::FilterChain {
     pb::FilterChain {
         name: name.to_owned(),
         filter_chain_match: Some(pb::FilterChainMatch {
@@ -309,7 +238,7 @@ fn rds(name: &str) -> hcm::http_connection_manager::RouteSpecifier {
     })
 }
 
-fn http_manager(
+pub(super) fn http_manager(
     stat_prefix: String,
     routes: hcm::http_connection_manager::RouteSpecifier,
     inbound: Option<Protocol>,
@@ -378,52 +307,7 @@ fn http_filter<M: prost::Name>(name: &str, config: &M) -> hcm::HttpFilter {
     }
 }
 
-/// Inbound HTTP: every request goes to `cluster`.
-fn inbound_http(
-    stat_prefix: &str,
-    cluster: &str,
-    virtual_host: &str,
-    protocol: Protocol,
-) -> pb::Filter {
-    // A request that was reset before it was sent cannot have had an effect; gRPC clients retry by themselves.
-    let retry = (!protocol.is_grpc()).then(|| route::RetryPolicy {
-        retry_on: "reset-before-request".to_owned(),
-        num_retries: u32_value(2),
-        ..Default::default()
-    });
-    let action = route::RouteAction {
-        timeout: seconds(0),
-        max_stream_duration: Some(route::route_action::MaxStreamDuration {
-            max_stream_duration: seconds(0),
-            grpc_timeout_header_max: seconds(0),
-            ..Default::default()
-        }),
-        retry_policy: retry,
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
-        ..Default::default()
-    };
-    let routes = route::RouteConfiguration {
-        name: cluster.to_owned(),
-        validate_clusters: bool_value(false),
-        virtual_hosts: vec![route::VirtualHost {
-            name: virtual_host.to_owned(),
-            domains: vec!["*".to_owned()],
-            routes: vec![route::Route {
-                name: "default".to_owned(),
-                r#match: Some(super::route_match::translate(None)),
-                action: Some(route::route::Action::Route(action)),
-                ..Default::default()
-            }],
-            ..Default::default()
-        }],
-        ..Default::default()
-    };
-    let routes = hcm::http_connection_manager::RouteSpecifier::RouteConfig(routes);
-    let grpc_web = protocol == Protocol::GrpcWeb;
-    filter(HTTP, &http_manager(stat_prefix.to_owned(), routes, Some(protocol), grpc_web))
-}
-
-fn listener_filter<M: prost::Name>(
+pub(super) fn listener_filter<M: prost::Name>(
     name: &str,
     config: &M,
     filter_disabled: Option<pb::ListenerFilterChainMatchPredicate>,
@@ -433,23 +317,4 @@ fn listener_filter<M: prost::Name>(
         filter_disabled,
         config_type: Some(pb::listener_filter::ConfigType::TypedConfig(any(config))),
     }
-}
-
-fn disabled_at(ports: &[u16]) -> Option<pb::ListenerFilterChainMatchPredicate> {
-    use pb::listener_filter_chain_match_predicate::{MatchSet, Rule};
-    let mut rules: Vec<_> = ports
-        .iter()
-        .map(|port| pb::ListenerFilterChainMatchPredicate {
-            rule: Some(Rule::DestinationPortRange(Int32Range {
-                start: i32::from(*port),
-                end: i32::from(*port) + 1,
-            })),
-        })
-        .collect();
-    if rules.len() > 1 {
-        return Some(pb::ListenerFilterChainMatchPredicate {
-            rule: Some(Rule::OrMatch(MatchSet { rules })),
-        });
-    }
-    rules.pop()
 }

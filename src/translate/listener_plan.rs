@@ -22,6 +22,8 @@ pub(crate) struct ListenerPlan {
     pub bind: bool,
     /// Whether the address is the wildcard address.
     pub any_address: bool,
+    /// Whether the address is that of both families.
+    pub both_families: bool,
     /// The route configuration for traffic that is, or is detected as, HTTP.
     pub http: Option<String>,
     /// Whether only HTTP can arrive, because the port is HTTP and traffic is not redirected.
@@ -292,6 +294,7 @@ impl ListenerPlanner<'_> {
                 port,
                 bind,
                 any_address,
+                both_families: any_address && self.view.scope.families == Families::Both,
                 http: None,
                 only_http: false,
                 grpc_web: false,

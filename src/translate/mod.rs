@@ -5,6 +5,7 @@ pub(crate) mod connection_pool;
 pub(crate) mod context;
 pub(crate) mod endpoint;
 pub(crate) mod header;
+pub(crate) mod inbound;
 pub(crate) mod listener;
 pub(crate) mod listener_plan;
 pub(crate) mod load_balancer;
@@ -44,6 +45,13 @@ pub(crate) const INBOUND_PASSTHROUGH: &str = "InboundPassthroughCluster";
 /// The cluster name of a port and subset (empty for the whole service) of a host.
 pub(crate) fn cluster_name(port: u16, subset: &str, host: &str) -> String {
     format!("outbound|{port}|{subset}|{host}")
+}
+
+/// The port, subset and host in the name of an outbound cluster.
+pub(crate) fn destination_of(cluster: &str) -> Option<(u16, &str, &str)> {
+    let (port, rest) = cluster.strip_prefix("outbound|")?.split_once('|')?;
+    let (subset, host) = rest.split_once('|')?;
+    Some((port.parse().ok()?, subset, host))
 }
 
 /// The name of an inbound cluster.

@@ -1,4 +1,4 @@
-//! `trafficPolicy.tls` and `proxyProtocol`: the transport socket of a cluster.
+//! TLS: the transport sockets of clusters, by `trafficPolicy.tls` and `proxyProtocol` or automatic, and of inbound ports.
 
 use envoy_types::pb::envoy::config::cluster::v3 as pb;
 use envoy_types::pb::envoy::config::core::v3 as core;
@@ -7,9 +7,13 @@ use envoy_types::pb::envoy::extensions::transport_sockets::{
 };
 use envoy_types::pb::envoy::r#type::matcher::v3 as matcher;
 
+use envoy_types::pb::google::protobuf::{Struct, Value, value};
+use prost::Message as _;
+
 use super::connection_pool::{HttpOptions, is_http2};
-use super::{any, seconds};
+use super::{ads, any, bool_value, seconds};
 use crate::api::{ClientTlsSettings, ProxyProtocol, ProxyProtocolVersion, TlsMode};
+use crate::mesh::{Account, Certificates, TLS_MODE_ISTIO};
 
 /// The SDS secret with which Istio's agent serves a workload's own certificate.
 const WORKLOAD_SECRET: &str = "default";
@@ -18,15 +22,50 @@ const ROOT_SECRET: &str = "ROOTCA";
 /// The cluster of Istio's agent.
 const AGENT: &str = "sds-grpc";
 
+/// Where Envoy looks for the metadata of an endpoint that chooses among the transport sockets of its cluster, and the field
+/// by which sidecars under Istiod and weir choose.
+const SOCKET_MATCH: &str = "envoy.transport_socket_match";
+const TLS_MODE_FIELD: &str = "tlsMode";
+
+/// What the clients of the mesh offer as protocols in TLS, by which a server tells mutual TLS of the mesh from TLS of
+/// applications: for HTTP, for other bytes, and both. Source: Istio's inbound listeners.
+pub(crate) const MESH_HTTP: [&str; 3] = ["istio-http/1.0", "istio-http/1.1", "istio-h2"];
+pub(crate) const MESH_BYTES: [&str; 2] = ["istio-peer-exchange", "istio"];
+pub(crate) const MESH_ANY: [&str; 5] =
+    ["istio", "istio-peer-exchange", "istio-http/1.0", "istio-http/1.1", "istio-h2"];
+
+/// The cipher suites of mutual TLS before 1.3. Source: Istio's inbound listeners.
+const CIPHERS: [&str; 6] = [
+    "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "ECDHE-RSA-AES256-GCM-SHA384",
+    "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "ECDHE-RSA-AES128-GCM-SHA256",
+    "AES256-GCM-SHA384",
+    "AES128-GCM-SHA256",
+];
+
 /// What is known about the servers besides the rule.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Servers<'a> {
     /// The SNI that mesh workloads use for a service's port and subset.
     pub mesh_sni: &'a str,
     /// The accepted SPIFFE ids of mesh workloads; empty if unknown.
-    pub accounts: &'a [String],
+    pub accounts: &'a [matcher::StringMatcher],
     /// The subject alternative names of a ServiceEntry.
     pub subject_alt_names: &'a [String],
+    /// Which of them get mutual TLS without a rule.
+    pub automatic: Automatic,
+}
+
+/// Which servers get mutual TLS without a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Automatic {
+    /// None.
+    Never,
+    /// Those whose endpoint says that it takes it.
+    ByEndpoint,
+    /// All.
+    Always,
 }
 
 /// Sets a cluster's transport socket.
@@ -36,16 +75,96 @@ pub(crate) fn apply(
     settings: Option<&ClientTlsSettings>,
     proxy_protocol: Option<&ProxyProtocol>,
     servers: Servers<'_>,
+    certificates: Certificates,
 ) {
-    let context = settings.and_then(|settings| context(options, settings, servers));
-    let socket = context.map(|context| core::TransportSocket {
-        name: "envoy.transport_sockets.tls".to_owned(),
-        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(&context))),
-    });
+    let context = match settings {
+        Some(settings) => context(options, settings, servers, certificates),
+        None if servers.automatic == Automatic::Never => None,
+        None => Some(tls::UpstreamTlsContext {
+            common_tls_context: Some(mesh_client(options, servers.accounts.to_vec(), certificates)),
+            sni: servers.mesh_sni.to_owned(),
+            ..Default::default()
+        }),
+    };
+    let socket = context.map(|context| tls_socket(&context));
+    if settings.is_none() && servers.automatic == Automatic::ByEndpoint {
+        let plain = match proxy_protocol {
+            Some(header) => with_header(None, header),
+            None => raw_buffer(),
+        };
+        let encrypted = match proxy_protocol {
+            Some(header) => Some(with_header(socket, header)),
+            None => socket,
+        };
+        cluster.transport_socket_matches = vec![
+            pb::cluster::TransportSocketMatch {
+                name: format!("tlsMode-{TLS_MODE_ISTIO}"),
+                r#match: Some(takes_mutual_tls()),
+                transport_socket: encrypted,
+            },
+            pb::cluster::TransportSocketMatch {
+                name: "tlsMode-disabled".to_owned(),
+                r#match: Some(Struct::default()),
+                transport_socket: Some(plain),
+            },
+        ];
+        return;
+    }
     cluster.transport_socket = match proxy_protocol {
         Some(header) => Some(with_header(socket, header)),
         None => socket,
     };
+}
+
+/// The metadata of an endpoint that takes mutual TLS.
+pub(crate) fn endpoint_metadata() -> core::Metadata {
+    core::Metadata {
+        filter_metadata: [(SOCKET_MATCH.to_owned(), takes_mutual_tls())].into(),
+        ..Default::default()
+    }
+}
+
+fn takes_mutual_tls() -> Struct {
+    let mode = Value { kind: Some(value::Kind::StringValue(TLS_MODE_ISTIO.to_owned())) };
+    Struct { fields: [(TLS_MODE_FIELD.to_owned(), mode)].into() }
+}
+
+/// The transport socket of an inbound port for clients of the mesh, any of its identities.
+pub(crate) fn inbound(trust_domain: &str, certificates: Certificates) -> core::TransportSocket {
+    let common = mesh(vec![prefix(format!("spiffe://{trust_domain}/"))], certificates);
+    let parameters = common.tls_params.clone().map(|parameters| tls::TlsParameters {
+        cipher_suites: CIPHERS.map(str::to_owned).to_vec(),
+        ..parameters
+    });
+    tls_socket(&tls::DownstreamTlsContext {
+        common_tls_context: Some(tls::CommonTlsContext {
+            // What the client offers for the mesh is not among them: it must not be chosen as the protocol.
+            alpn_protocols: alpn(&["h2", "http/1.1"]),
+            tls_params: parameters,
+            ..common
+        }),
+        require_client_certificate: bool_value(true),
+        ..Default::default()
+    })
+}
+
+/// Whether a transport socket encrypts, behind a PROXY header or not.
+pub(crate) fn is_tls(socket: &core::TransportSocket) -> bool {
+    let Some(core::transport_socket::ConfigType::TypedConfig(config)) = &socket.config_type else {
+        return false;
+    };
+    if config.type_url.ends_with(".ProxyProtocolUpstreamTransport") {
+        let inner = ProxyProtocolUpstreamTransport::decode(config.value.as_slice());
+        return inner.is_ok_and(|inner| inner.transport_socket.as_ref().is_some_and(is_tls));
+    }
+    config.type_url.ends_with(".UpstreamTlsContext")
+}
+
+fn tls_socket<M: prost::Name>(context: &M) -> core::TransportSocket {
+    core::TransportSocket {
+        name: "envoy.transport_sockets.tls".to_owned(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(any(context))),
+    }
 }
 
 fn with_header(
@@ -79,6 +198,7 @@ fn context(
     options: &mut HttpOptions,
     settings: &ClientTlsSettings,
     servers: Servers<'_>,
+    certificates: Certificates,
 ) -> Option<tls::UpstreamTlsContext> {
     let http2 = is_http2(options);
     let (common, sni) = match settings.mode {
@@ -87,7 +207,12 @@ fn context(
         TlsMode::Simple | TlsMode::Mutual if !settings.credential_name.is_empty() => return None,
         TlsMode::IstioMutual => {
             let sni = if settings.sni.is_empty() { servers.mesh_sni } else { &settings.sni };
-            (istio_mutual(http2, settings, servers), sni.to_owned())
+            let identities = if settings.subject_alt_names.is_empty() {
+                servers.accounts.to_vec()
+            } else {
+                exact(&settings.subject_alt_names)
+            };
+            (mesh_client(options, identities, certificates), sni.to_owned())
         }
         TlsMode::Simple | TlsMode::Mutual => {
             if settings.sni.is_empty() {
@@ -99,25 +224,34 @@ fn context(
     Some(tls::UpstreamTlsContext { common_tls_context: Some(common), sni, ..Default::default() })
 }
 
-/// TLS with the certificates of Istio's agent.
-fn istio_mutual(
-    http2: bool,
-    settings: &ClientTlsSettings,
-    servers: Servers<'_>,
+/// A client's TLS with the certificates of the mesh, to servers with one of these identities.
+fn mesh_client(
+    options: &HttpOptions,
+    identities: Vec<matcher::StringMatcher>,
+    certificates: Certificates,
 ) -> tls::CommonTlsContext {
-    let names = if settings.subject_alt_names.is_empty() {
-        servers.accounts
-    } else {
-        &settings.subject_alt_names
-    };
+    tls::CommonTlsContext {
+        alpn_protocols: alpn(if is_http2(options) { &["istio", "h2"] } else { &["istio"] }),
+        ..mesh(identities, certificates)
+    }
+}
+
+/// TLS with the certificates of the mesh, with a peer that has one of these identities.
+#[allow(deprecated)] // See `named`.
+fn mesh(
+    identities: Vec<matcher::StringMatcher>,
+    certificates: Certificates,
+) -> tls::CommonTlsContext {
     let validation = tls::common_tls_context::CombinedCertificateValidationContext {
-        default_validation_context: Some(named(names)),
-        validation_context_sds_secret_config: Some(agent_secret(ROOT_SECRET)),
+        default_validation_context: Some(tls::CertificateValidationContext {
+            match_subject_alt_names: identities,
+            ..Default::default()
+        }),
+        validation_context_sds_secret_config: Some(mesh_secret(ROOT_SECRET, certificates)),
         ..Default::default()
     };
     tls::CommonTlsContext {
-        alpn_protocols: alpn(if http2 { &["istio", "h2"] } else { &["istio"] }),
-        tls_certificate_sds_secret_configs: vec![agent_secret(WORKLOAD_SECRET)],
+        tls_certificate_sds_secret_configs: vec![mesh_secret(WORKLOAD_SECRET, certificates)],
         validation_context_type: Some(
             tls::common_tls_context::ValidationContextType::CombinedValidationContext(validation),
         ),
@@ -185,14 +319,43 @@ fn alpn(names: &[&str]) -> Vec<String> {
 
 #[allow(deprecated)] // The form that replaces `match_subject_alt_names` asks for the kind of each name, which no rule says.
 fn named(names: &[String]) -> tls::CertificateValidationContext {
+    tls::CertificateValidationContext {
+        match_subject_alt_names: exact(names),
+        ..Default::default()
+    }
+}
+
+fn exact(names: &[String]) -> Vec<matcher::StringMatcher> {
     let exact = names.iter().map(|name| matcher::StringMatcher {
         match_pattern: Some(matcher::string_matcher::MatchPattern::Exact(name.clone())),
         ..Default::default()
     });
-    tls::CertificateValidationContext {
-        match_subject_alt_names: exact.collect(),
+    exact.collect()
+}
+
+fn prefix(text: String) -> matcher::StringMatcher {
+    matcher::StringMatcher {
+        match_pattern: Some(matcher::string_matcher::MatchPattern::Prefix(text)),
         ..Default::default()
     }
+}
+
+/// The SPIFFE IDs of these service accounts. Of an account without a name only the namespace is known.
+pub(crate) fn identities(accounts: &[Account], trust_domain: &str) -> Vec<matcher::StringMatcher> {
+    let ids = accounts.iter().map(|account| {
+        let Account { namespace, name } = account;
+        let of_namespace = format!("spiffe://{trust_domain}/ns/{namespace}/sa/");
+        match name.is_empty() {
+            true => prefix(of_namespace),
+            false => matcher::StringMatcher {
+                match_pattern: Some(matcher::string_matcher::MatchPattern::Exact(
+                    of_namespace + name,
+                )),
+                ..Default::default()
+            },
+        }
+    });
+    ids.collect()
 }
 
 /// Verifies against the given file, else against the system trust store.
@@ -214,30 +377,35 @@ fn file(path: &str) -> Option<core::DataSource> {
     Some(core::DataSource { specifier, ..Default::default() })
 }
 
-fn agent_secret(name: &str) -> tls::SdsSecretConfig {
+/// A secret from where the proxy gets its certificates. A proxy that gets none is taken to have Istio's agent, because a rule
+/// asks for the mesh's certificates.
+fn mesh_secret(name: &str, certificates: Certificates) -> tls::SdsSecretConfig {
+    let source = match certificates {
+        Certificates::Ads => ads(),
+        Certificates::Agent | Certificates::None => agent(),
+    };
+    tls::SdsSecretConfig { name: name.to_owned(), sds_config: source }
+}
+
+fn agent() -> Option<core::ConfigSource> {
     let service = core::GrpcService {
         target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(
             core::grpc_service::EnvoyGrpc { cluster_name: AGENT.to_owned(), ..Default::default() },
         )),
         ..Default::default()
     };
-    tls::SdsSecretConfig {
-        name: name.to_owned(),
-        sds_config: Some(core::ConfigSource {
-            initial_fetch_timeout: seconds(0),
-            resource_api_version: core::ApiVersion::V3 as i32,
-            config_source_specifier: Some(
-                core::config_source::ConfigSourceSpecifier::ApiConfigSource(
-                    core::ApiConfigSource {
-                        api_type: core::api_config_source::ApiType::Grpc as i32,
-                        transport_api_version: core::ApiVersion::V3 as i32,
-                        grpc_services: vec![service],
-                        set_node_on_first_message_only: true,
-                        ..Default::default()
-                    },
-                ),
-            ),
-            ..Default::default()
-        }),
-    }
+    Some(core::ConfigSource {
+        initial_fetch_timeout: seconds(0),
+        resource_api_version: core::ApiVersion::V3 as i32,
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
+            core::ApiConfigSource {
+                api_type: core::api_config_source::ApiType::Grpc as i32,
+                transport_api_version: core::ApiVersion::V3 as i32,
+                grpc_services: vec![service],
+                set_node_on_first_message_only: true,
+                ..Default::default()
+            },
+        )),
+        ..Default::default()
+    })
 }

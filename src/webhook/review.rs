@@ -114,7 +114,7 @@ impl AdmissionRequest {
             // weir does not read it, so it is not weir's to refuse.
             return Verdict::NotReviewed;
         };
-        if key.kind.group() != Kind::VirtualService.group()
+        if !key.kind.is_of_istio()
             || !api::in_revision(key.kind, &document, selection.revision.as_deref())
             || !is_selected(&key.namespace, &selection.namespaces, store)
         {

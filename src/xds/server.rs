@@ -36,7 +36,7 @@ use super::wire::Frame;
 use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
 use crate::ca::{CertificateAuthority, CertificateService};
 use crate::identity::{Identity, TokenError, TokenReviewer};
-use crate::mesh::{Proxy, ProxyError};
+use crate::mesh::{Certificates, Proxy, ProxyError};
 use crate::metrics::Metrics;
 use crate::revision::MeshRevision;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
@@ -496,13 +496,16 @@ impl StreamTask<'_> {
         let node = first.node().ok_or_else(|| {
             Status::invalid_argument("the first request of a stream must carry `node`")
         })?;
-        let proxy = read_node(node).map_err(|error| not_served(&error))?;
+        let mut proxy = read_node(node).map_err(|error| not_served(&error))?;
         let (identity, access) = self.identify(&proxy).await?.unzip();
         let token_expires = identity.as_ref().and_then(|identity| identity.expires);
         let credentials = identity.zip(access).filter(|_| self.kind.is_none());
         let credentials = credentials.map(|(identity, access)| {
             Credentials::new(self.variant, identity, access.authority, random_fraction())
         });
+        if credentials.is_some() && proxy.certificates == Certificates::None {
+            proxy.certificates = Certificates::Ads;
+        }
         self.exchange.makes_sense();
         tracing::Span::current().record("proxy", display(&proxy));
         tracing::info!(node_id = %proxy.id, "proxy connected");

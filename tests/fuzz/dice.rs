@@ -561,6 +561,17 @@ impl Dice<'_> {
         json!({"egress": egress, "outboundTrafficPolicy": {"mode": self.of(&["ALLOW_ANY", "REGISTRY_ONLY"])}})
     }
 
+    pub(super) fn peer_authentication(&mut self) -> Value {
+        let modes = ["STRICT", "PERMISSIVE", "DISABLE", "UNSET"];
+        let mut spec = json!({"mtls": {"mode": self.of(&modes)}});
+        if self.once_in(2) {
+            spec["selector"] = json!({"matchLabels": self.labels()});
+            let port = self.mostly(&["8080", "80", "0", "x"], 4);
+            spec["portLevelMtls"] = json!({port: {"mode": self.of(&modes)}});
+        }
+        spec
+    }
+
     pub(super) fn service(&mut self) -> Value {
         let n = self.below(3);
         let ports = (0..n).map(|n| {
@@ -607,6 +618,7 @@ impl Dice<'_> {
             "EndpointSlice",
             "WorkloadEntry",
             "Sidecar",
+            "PeerAuthentication",
             "Pod",
         ];
         let kind = self.of(&kinds);
@@ -623,8 +635,12 @@ impl Dice<'_> {
             "ServiceEntry" => (istio, self.service_entry()),
             "WorkloadEntry" => (istio, self.workload()),
             "Sidecar" => (istio, self.sidecar()),
+            "PeerAuthentication" => ("security.istio.io/v1", self.peer_authentication()),
             "Service" => ("v1", self.service()),
             "Pod" => {
+                if self.once_in(2) {
+                    metadata["labels"]["security.istio.io/tlsMode"] = json!("istio");
+                }
                 let address = self.of(&["10.1.0.1", "10.1.0.2", "10.9.0.1"]);
                 return json!({"apiVersion": "v1", "kind": kind, "metadata": metadata,
                     "spec": {"nodeName": "n", "serviceAccountName": self.of(&["sa", ""])}, "status": {"podIP": address}});

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use weir::api::{self, Identity, ObjectKey};
 use weir::envoy_validate;
-use weir::mesh::{Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy, Scope};
+use weir::mesh::{
+    Certificates, Locality, Mesh, MeshBuilder, MeshConfig, NodeMetadata, Proxy, Scope,
+};
 use weir::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use weir::source::{SourceEvent, yaml};
 use weir::store::Store;
@@ -58,8 +60,10 @@ fn proxies() -> Vec<Proxy> {
         ("sidecar~10.9.0.2~e.istio-system~istio-system.svc.cluster.local", json!({})),
     ]
     .into_iter()
-    .map(|(id, metadata)| {
-        Proxy::new(id, NodeMetadata::from_json(&metadata), Locality::parse("eu/a/b")).unwrap()
+    .zip([Certificates::Ads, Certificates::None, Certificates::Agent].into_iter().cycle())
+    .map(|((id, metadata), certificates)| {
+        let metadata = NodeMetadata::from_json(&metadata);
+        Proxy { certificates, ..Proxy::new(id, metadata, Locality::parse("eu/a/b")).unwrap() }
     })
     .collect()
 }

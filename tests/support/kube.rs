@@ -209,8 +209,7 @@ impl KubeCluster {
         wait.extend(crds.lines());
         self.kubectl_ok(&wait);
         // A CRD is served shortly before discovery, which kubectl uses, lists it.
-        let listed =
-            ["api-resources", "--api-group=networking.istio.io", "--cached=false", "--no-headers"];
+        let listed = ["api-resources", "--categories=istio-io", "--cached=false", "--no-headers"];
         poll("discovery to list the Istio kinds", || {
             let lines = self.kubectl_ok(&listed).lines().count();
             Ok((lines == crds.lines().count()).then_some(()))

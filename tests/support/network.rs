@@ -28,6 +28,20 @@ ip route add local 10.2.0.0/16 dev lo
 exec "$0" "$@"
 "#;
 
+/// A pod at 10.2.0.5 whose inbound connections go to Envoy, but for those of Envoy; others of the network can be bound.
+const SERVER: &str = r#"
+set -e
+ip link set lo up
+ip route add local 10.2.0.0/16 dev lo
+iptables -t nat -A OUTPUT -p tcp -d 10.2.0.5 ! -s 127.0.0.6 -j REDIRECT --to-ports 15006
+exec "$0" "$@"
+"#;
+
+/// Whether this process is in a network with a pod at 10.2.0.5 whose inbound connections go to Envoy.
+pub(crate) fn is_inside_of_a_server() -> bool {
+    is_inside_of(SERVER, &["unshare", "ip", "iptables"], &["unshare"])
+}
+
 /// Whether this process is inside a network with redirection. If not, runs the calling test inside one and fails if that
 /// fails; if the machine cannot create one, the test is reported as skipped.
 pub(crate) fn is_inside() -> bool {

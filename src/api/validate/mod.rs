@@ -10,6 +10,7 @@
 mod common;
 mod destination_rule;
 mod http_policy;
+mod peer_authentication;
 mod service_entry;
 mod sidecar;
 mod virtual_service;
@@ -123,6 +124,7 @@ pub(super) fn check(object: &Object) -> Diagnostics {
         Spec::ServiceEntry(spec) => service_entry::check(spec, meta, &mut found),
         Spec::WorkloadEntry(spec) => service_entry::workload_entry(spec, "spec", &mut found),
         Spec::Sidecar(spec) => sidecar::check(spec, &mut found),
+        Spec::PeerAuthentication(spec) => peer_authentication::check(spec, &mut found),
     }
     found
 }

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Switch, address, seconds};
+use super::{address, seconds};
 use crate::bootstrap::dns_name;
 use crate::ca::{self, CaOptions};
 use crate::control_plane::SecureOptions;
+use crate::mesh::MeshConfig;
 use crate::webhook::SERVICE;
 
 /// The namespace and the Service by which proxies know Istiod.
@@ -24,11 +25,6 @@ const LONGEST_ROOT_LIFETIME: Duration = Duration::from_secs(100 * 365 * 24 * 60 
 /// Flags of the TLS port and of the certificate authority.
 #[derive(Debug, clap::Args)]
 pub(super) struct IdentityArgs {
-    /// Whether to serve proxies over TLS, where their service account tokens say who they are, and to sign their
-    /// certificates. Needs --pod-namespace, where the authority is in the Secret cacerts or istio-ca-secret; the elected
-    /// replica makes a root if there is none
-    #[arg(long, value_enum, value_name = "WHETHER", default_value = "off")]
-    identity: Switch,
     /// The address of the ADS listener with TLS [default: port 15012]
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = address)]
     tls_listen: Option<SocketAddr>,
@@ -40,9 +36,6 @@ pub(super) struct IdentityArgs {
     /// repeated
     #[arg(long, value_name = "NAME", value_parser = name_or_address)]
     tls_name: Vec<String>,
-    /// The trust domain of the identities in certificates [default: the cluster's domain]
-    #[arg(long, value_name = "NAME", value_parser = dns_name)]
-    trust_domain: Option<String>,
     /// How long the certificates of proxies are valid, at most
     #[arg(long, value_name = "SECONDS", default_value = "86400", allow_negative_numbers = true, value_parser = lifetime)]
     certificate_lifetime: Duration,
@@ -64,32 +57,24 @@ pub(super) struct Surroundings<'a> {
     pub local: IpAddr,
     /// The namespace of weir; `None` outside a cluster.
     pub namespace: Option<&'a str>,
-    /// The cluster's domain.
-    pub domain: &'a str,
-    /// The revision.
-    pub revision: Option<&'a str>,
+    /// The mesh-wide settings.
+    pub mesh: &'a MeshConfig,
     /// The only namespace that is served.
     pub only: Option<Arc<str>>,
 }
 
 impl IdentityArgs {
-    /// Whether proxies are served over TLS.
-    pub(super) fn is_on(&self) -> bool {
-        self.identity == Switch::On
-    }
-
-    /// The trust domain.
-    pub(super) fn trust_domain(&self, domain: &str) -> String {
-        self.trust_domain.clone().unwrap_or_else(|| domain.to_owned())
-    }
-
     /// Where to serve in plain text: as the flag says, else where nobody needs an identity, which is only on loopback if the
     /// others have one.
-    pub(super) fn plain(&self, flag: Option<Plain>, local: IpAddr) -> Option<SocketAddr> {
+    pub(super) fn plain(
+        flag: Option<Plain>,
+        identities: bool,
+        local: IpAddr,
+    ) -> Option<SocketAddr> {
         match flag {
             Some(Plain::Off) => None,
             Some(Plain::At(address)) => Some(address),
-            None if self.is_on() => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15010))),
+            None if identities => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15010))),
             None => Some(SocketAddr::new(local, 15010)),
         }
     }
@@ -99,7 +84,7 @@ impl IdentityArgs {
         self,
         around: &Surroundings<'_>,
     ) -> anyhow::Result<Option<SecureOptions>> {
-        if !self.is_on() {
+        if !around.mesh.identities {
             if self.tls_listen.is_some() || self.tls_cert_dir.is_some() {
                 return Err(crate::cli::usage(
                     "--tls-listen and --tls-cert-dir need --identity on",
@@ -120,7 +105,7 @@ impl IdentityArgs {
         };
         let authority = CaOptions {
             namespace: namespace.to_owned(),
-            trust_domain: self.trust_domain(around.domain),
+            trust_domain: around.mesh.trust_domain.to_string(),
             lifetime: self.certificate_lifetime,
             learn: self.root_delay,
             root_lifetime: self.root_lifetime,
@@ -128,7 +113,9 @@ impl IdentityArgs {
         };
         Ok(Some(SecureOptions {
             listen: self.tls_listen.unwrap_or(SocketAddr::new(around.local, 15012)),
-            names: names(namespace, around.domain, around.revision).chain(self.tls_name).collect(),
+            names: names(namespace, &around.mesh.domain, around.mesh.revision.as_deref())
+                .chain(self.tls_name)
+                .collect(),
             certificate: self.tls_cert_dir,
             authority,
             only: around.only.clone(),

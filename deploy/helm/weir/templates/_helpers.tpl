@@ -64,6 +64,9 @@ matchConditions:
 - apiGroups: [networking.istio.io]
   resources: [destinationrules, serviceentries, sidecars, virtualservices, workloadentries]
   verbs: [list, watch]
+- apiGroups: [security.istio.io]
+  resources: [peerauthentications]
+  verbs: [list, watch]
 # weir wait and the gates of rollout tools compare what is live with the object's current generation.
 - apiGroups: [networking.istio.io]
   resources: [destinationrules, virtualservices]

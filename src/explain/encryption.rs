@@ -1,0 +1,179 @@
+//! Whether connections to a destination are encrypted with the certificates of the mesh, and why not.
+
+use envoy_types::pb::envoy::config::cluster::v3 as cluster;
+
+use super::Endpoint;
+use crate::api::TlsMode;
+use crate::mesh::{self, Accepts, Certificates, RegisteredService, ScopeView, TLS_MODE};
+use crate::translate::policy::Policy;
+use crate::translate::{self, tls};
+
+/// How many endpoints are named with a reason of their own.
+const NAMED: usize = 3;
+
+/// What is to be said of the encryption towards a destination, as name and text; nothing if nothing in the mesh has
+/// certificates.
+pub(super) fn describe(
+    view: &ScopeView<'_>,
+    to: &cluster::Cluster,
+    endpoints: &[Endpoint],
+) -> Vec<(&'static str, String)> {
+    let Some((port, subset, host)) = translate::destination_of(&to.name) else {
+        return Vec::new();
+    };
+    let Some(seen) = view.service(host).filter(|seen| !seen.known.service.is_external) else {
+        return Vec::new();
+    };
+    let connection = Connection::new(view, seen.known, to, (port, subset));
+    let members = members(seen.known, port, endpoints);
+    let has_certificates = view.mesh.config.identities
+        || view.scope.certificates != Certificates::None
+        || members.iter().any(|member| member.takes_mutual_tls);
+    if !has_certificates {
+        return Vec::new();
+    }
+    let mut found = vec![("encryption", connection.summary(&members))];
+    let plain = members.iter().filter_map(|member| connection.why_plain(member));
+    found.extend(named("plain text", plain.collect()));
+    let refused = members.iter().filter_map(|member| connection.why_refused(member));
+    found.extend(named("refused", refused.collect()));
+    found
+}
+
+/// The first of these sentences, and how many more there are.
+fn named(name: &'static str, sentences: Vec<String>) -> Vec<(&'static str, String)> {
+    let more = sentences.len().saturating_sub(NAMED);
+    let mut found: Vec<_> =
+        sentences.into_iter().take(NAMED).map(|sentence| (name, sentence)).collect();
+    found.extend((more > 0).then(|| (name, format!("{more} more"))));
+    found
+}
+
+/// The endpoints of the model that a destination has; all of the port if Envoy connects to the original destination.
+fn members<'a>(
+    known: &'a RegisteredService,
+    port: u16,
+    endpoints: &[Endpoint],
+) -> Vec<&'a mesh::Endpoint> {
+    let name = known.service.port(port).map(|port| &port.name);
+    let of_port = known.endpoints.list.iter().filter(|member| Some(&member.port_name) == name);
+    let is_listed = |member: &&mesh::Endpoint| {
+        endpoints.is_empty()
+            || endpoints.iter().any(|endpoint| {
+                member.addresses().any(|address| endpoint.address == text(address, member.port))
+            })
+    };
+    of_port.filter(is_listed).collect()
+}
+
+fn text(address: &str, port: u16) -> String {
+    match address.contains(':') && !address.starts_with("unix:") {
+        true => format!("[{address}]:{port}"),
+        false => format!("{address}:{port}"),
+    }
+}
+
+/// What decides about the encryption of connections to one cluster.
+struct Connection<'a> {
+    view: &'a ScopeView<'a>,
+    /// The DestinationRule and the mode that it sets.
+    by_rule: Option<(String, TlsMode)>,
+    /// Whether the cluster chooses by endpoint.
+    by_endpoint: bool,
+    /// Whether the cluster has one transport socket for all endpoints.
+    has_socket: bool,
+}
+
+impl<'a> Connection<'a> {
+    fn new(
+        view: &'a ScopeView<'a>,
+        known: &RegisteredService,
+        to: &cluster::Cluster,
+        (port, subset): (u16, &str),
+    ) -> Self {
+        let rule = view.destination_rule(known);
+        let policy = Policy::new(rule.map(|rule| &**rule), subset, port);
+        let names = rule
+            .map(|rule| rule.keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+        Self {
+            view,
+            by_rule: names.zip(policy.tls.map(|tls| tls.mode)),
+            by_endpoint: !to.transport_socket_matches.is_empty(),
+            has_socket: to.transport_socket.as_ref().is_some_and(tls::is_tls),
+        }
+    }
+
+    /// Whether connections to an endpoint use the certificates of the mesh.
+    fn encrypts(&self, member: &mesh::Endpoint) -> bool {
+        match &self.by_rule {
+            Some((_, mode)) => *mode == TlsMode::IstioMutual,
+            None => self.has_socket || (self.by_endpoint && member.takes_mutual_tls),
+        }
+    }
+
+    fn summary(&self, members: &[&mesh::Endpoint]) -> String {
+        match &self.by_rule {
+            Some((rule, TlsMode::IstioMutual)) => return format!("mutual TLS, by {rule}"),
+            Some((rule, TlsMode::Disable)) => return format!("none, by {rule}"),
+            Some((rule, _)) => {
+                return format!("TLS without the certificates of the mesh, by {rule}");
+            }
+            None => {}
+        }
+        if self.view.scope.certificates == Certificates::None {
+            return "none: the client has no certificates".to_owned();
+        }
+        match members.iter().filter(|member| self.encrypts(member)).count() {
+            0 => "none".to_owned(),
+            count if count == members.len() => "mutual TLS".to_owned(),
+            count => format!("mutual TLS to {count} of {} endpoints", members.len()),
+        }
+    }
+
+    /// Why connections to an endpoint are not encrypted although the client could.
+    fn why_plain(&self, member: &mesh::Endpoint) -> Option<String> {
+        let by_choice =
+            self.by_rule.is_some() || self.view.scope.certificates == Certificates::None;
+        if by_choice || self.encrypts(member) {
+            return None;
+        }
+        let (at, policy) = (text(&member.address, member.port), self.policy(member));
+        Some(match member.workload.labels.get(TLS_MODE) {
+            _ if member.takes_mutual_tls => {
+                format!(
+                    "{at} takes mutual TLS, but not every endpoint of this headless service does"
+                )
+            }
+            Some(mode) if mode == mesh::TLS_MODE_ISTIO => {
+                format!("{at} takes plain text alone, by {}", objects(&policy))
+            }
+            Some(mode) => format!("{at} has no certificates: its label {TLS_MODE} is `{mode}`"),
+            None => format!("{at} has no certificates: it lacks the label {TLS_MODE}"),
+        })
+    }
+
+    /// Why an endpoint refuses the connection.
+    fn why_refused(&self, member: &mesh::Endpoint) -> Option<String> {
+        let at = text(&member.address, member.port);
+        if self.encrypts(member) {
+            return (!member.takes_mutual_tls).then(|| format!("{at} takes no mutual TLS"));
+        }
+        let policy = self.policy(member);
+        (member.takes_mutual_tls && policy.at(member.port) == Accepts::MutualTls)
+            .then(|| format!("{at} takes mutual TLS alone, by {}", objects(&policy)))
+    }
+
+    fn policy(&self, member: &mesh::Endpoint) -> mesh::PeerPolicy {
+        let mesh = self.view.mesh;
+        let workload = &member.workload;
+        mesh.peer_authentications.of_workload(
+            &workload.namespace,
+            &workload.labels,
+            &mesh.config.root_namespace,
+        )
+    }
+}
+
+fn objects(policy: &mesh::PeerPolicy) -> String {
+    policy.objects.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,230 @@
+//! Mutual TLS between two real Envoys that have their certificates from weir, with a real API server: a client whose
+//! listeners bind, and a server whose inbound connections are redirected.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::identity::{Files, World};
+use crate::support::mesh::until;
+use crate::support::network::is_inside_of_a_server;
+use crate::support::process::Supervised;
+use crate::support::sidecar::start_envoy;
+
+/// The pod of the server, and the port of its application.
+const SERVER: &str = "10.2.0.5";
+const APPLICATION: u16 = 8080;
+
+/// What the application sees of the client in mutual TLS.
+const CLIENT: &str = "URI=spiffe://cluster.local/ns/shop/sa/pay";
+
+/// Answers every request with the headers that arrived.
+async fn application() -> tokio::task::JoinHandle<()> {
+    let listener = TcpListener::bind((SERVER, APPLICATION)).await.unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut socket = BufReader::new(socket);
+                loop {
+                    let mut head = String::new();
+                    while !head.ends_with("\r\n\r\n") {
+                        if socket.read_line(&mut head).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    let answer =
+                        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{head}", head.len());
+                    if socket.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    })
+}
+
+/// The whole answer to a request on a connection of its own.
+async fn get(address: (&str, u16)) -> std::io::Result<String> {
+    let mut socket = TcpStream::connect(address).await?;
+    socket.write_all(b"GET / HTTP/1.1\r\nhost: web.shop\r\nconnection: close\r\n\r\n").await?;
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+/// Who called, as the application of a request through the client's sidecar sees it; empty in plain text.
+async fn through_the_mesh(port: u16) -> Result<String, String> {
+    let answer = get(("127.0.0.1", port)).await.map_err(|error| error.to_string())?;
+    if !answer.starts_with("HTTP/1.1 200") {
+        return Err(answer);
+    }
+    let lines = answer.lines().map(str::to_ascii_lowercase);
+    let mut callers =
+        lines.filter_map(|line| line.strip_prefix("x-forwarded-client-cert:").map(str::to_owned));
+    Ok(callers.next().unwrap_or_default())
+}
+
+/// Whether the server takes a request in plain text.
+async fn takes_plain_text() -> bool {
+    get((SERVER, APPLICATION)).await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+}
+
+/// An Envoy of a pod of `shop`.
+async fn sidecar(world: &World, pod: &str, account: &str, more: &[&str]) -> (Files, Supervised) {
+    let files = Files::new(&world.token(account, Some(pod), "istio-ca"), &world.roots);
+    let file = files.path("envoy.json");
+    let printed = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+        .args(["bootstrap", "-o", "json", "--xds", &format!("127.0.0.1:{}", world.port)])
+        .args(["--pod", pod, "-n", "shop", "--service-account", account])
+        .args(["--token-file", files.path("istio-token").to_str().unwrap()])
+        .args(["--root-cert", files.path("root-cert.pem").to_str().unwrap()])
+        .args(["--file", file.to_str().unwrap()])
+        .args(more)
+        .output()
+        .unwrap();
+    assert!(printed.status.success(), "{printed:?}");
+    let mut bootstrap: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    bootstrap["admin"]["address"]["socket_address"]["port_value"] = 0.into();
+    std::fs::write(&file, bootstrap.to_string()).unwrap();
+    let envoy = start_envoy(files.0.path(), "envoy", &file).await;
+    (files, envoy)
+}
+
+/// `web` with the pod of the server, which has certificates and this service account.
+fn service(account: &str) -> String {
+    let objects = [
+        json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "web-0", "namespace": "shop",
+                "labels": {"app": "web", "security.istio.io/tlsMode": "istio"},
+                "annotations": {"weir.dev/service-account": account},
+            },
+            "spec": {"serviceAccountName": "web", "containers": [{"name": "app", "image": "app"}]},
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"ports": [{"name": "http", "port": 7080, "targetPort": APPLICATION}]},
+        }),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "name": "web-0", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"},
+            },
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "port": APPLICATION}],
+            "endpoints": [{
+                "addresses": [SERVER], "targetRef": {"kind": "Pod", "name": "web-0", "namespace": "shop"},
+            }],
+        }),
+        // Connections that are open stay as they are, so each request gets one of its own.
+        json!({
+            "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"host": "web", "trafficPolicy": {"connectionPool": {"http": {"maxRequestsPerConnection": 1}}}},
+        }),
+    ];
+    json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
+}
+
+fn peers(mode: &str) -> String {
+    let spec = json!({"mtls": {"mode": mode}});
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": {"name": "default", "namespace": "shop"}, "spec": spec,
+    })
+    .to_string()
+}
+
+/// Requests through the mesh, one after the other, until told to stop.
+struct Load {
+    ends: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<Vec<String>>,
+}
+
+impl Load {
+    fn start(port: u16) -> Self {
+        let (ends, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (until, count) = (ends.clone(), sent.clone());
+        let task = tokio::spawn(async move {
+            let mut failed = Vec::new();
+            while !until.load(Ordering::Relaxed) {
+                failed.extend(through_the_mesh(port).await.err());
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            failed
+        });
+        Self { ends, sent, task }
+    }
+
+    /// Waits for some more requests, so that what has just changed has met some.
+    async fn goes_on(&self) {
+        let before = self.sent.load(Ordering::Relaxed);
+        until("the load goes on", async || self.sent.load(Ordering::Relaxed) > before + 20).await;
+    }
+
+    async fn end(self) -> Vec<String> {
+        self.ends.store(true, Ordering::Relaxed);
+        self.task.await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sidecars_encrypt_and_a_peer_authentication_decides_what_else_is_taken() {
+    if !is_inside_of_a_server() {
+        return;
+    }
+    let test = "sidecars_encrypt_and_a_peer_authentication_decides_what_else_is_taken";
+    let Some(world) = World::start(test, &["--tls-name", "127.0.0.1"]).await else {
+        return;
+    };
+    let _application = application().await;
+    world.cluster.apply(&service("web"));
+    let _server = sidecar(&world, "web-0", "web", &["--ip", SERVER]).await;
+    let _client =
+        sidecar(&world, "pay-0", "pay", &["--ip", "10.2.0.9", "--intercept", "none"]).await;
+    let port = 7080;
+
+    // Without a policy sidecars encrypt, and others need not.
+    let expected = CLIENT.to_ascii_lowercase();
+    until("a request goes through the mesh", async || {
+        through_the_mesh(port).await.is_ok_and(|who| who.contains(&expected))
+    })
+    .await;
+    until("plain text is taken", async || takes_plain_text().await).await;
+
+    // STRICT and back: no request of the mesh fails, and none is in plain text.
+    let load = Load::start(port);
+    world.cluster.apply(&peers("STRICT"));
+    until("plain text is refused", async || !takes_plain_text().await).await;
+    load.goes_on().await;
+    assert!(through_the_mesh(port).await.unwrap().contains(&expected));
+    world.cluster.apply(&peers("PERMISSIVE"));
+    until("plain text is taken again", async || takes_plain_text().await).await;
+    load.goes_on().await;
+    assert_eq!(load.end().await, [""; 0]);
+
+    // A server that is not one of the service's accounts is not talked to.
+    world.cluster.apply(&service("other"));
+    until("the server is not accepted", async || {
+        through_the_mesh(port).await.is_err_and(|answer| answer.contains("503"))
+    })
+    .await;
+    world.cluster.apply(&service("web"));
+    until("the server is accepted again", async || through_the_mesh(port).await.is_ok()).await;
+
+    // DISABLE: the client sends plain text, and the server takes it.
+    world.cluster.apply(&peers("DISABLE"));
+    until("requests go in plain text", async || through_the_mesh(port).await == Ok(String::new()))
+        .await;
+    world.cluster.kubectl_ok(&["-n", "shop", "delete", "peerauthentication", "default"]);
+    until("requests are encrypted again", async || {
+        through_the_mesh(port).await.is_ok_and(|who| who.contains(&expected))
+    })
+    .await;
+}
