@@ -16,7 +16,7 @@ use crate::support::kube::KubeCluster;
 use crate::support::kube_binaries::{KubeBinaries, kube_controller_manager};
 use crate::support::mesh::{assert_share, until_within};
 use crate::support::network::is_inside_of_a_node;
-use crate::support::node::application::{self, REPORT, Report, SERVER};
+use crate::support::node::application::{self, Latency, REPORT, Report, SERVER};
 use crate::support::node::images::Images;
 use crate::support::node::{ADDRESS, Node};
 
@@ -328,4 +328,72 @@ impl World {
         self.delete("destinationrule", "my-app");
         self.assert_split(100).await;
     }
+}
+
+/// How a pod is given a sidecar, or not, and what its namespace says of encryption.
+const WAYS: [(&str, &str, Option<&str>); 3] = [
+    ("without sidecars", "sidecar.istio.io/inject: \"false\", ", None),
+    ("with sidecars, plain text", "", Some("DISABLE")),
+    ("with sidecars, mutual TLS", "", Some("STRICT")),
+];
+
+/// `cargo test --release --test weir -- --ignored --nocapture sidecars_cost` on an idle machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints what sidecars cost: the start of a pod, latency and memory"]
+async fn sidecars_cost() {
+    if application::run_if_wanted().await {
+        return;
+    }
+    let Some(parts) = parts("canary_in_pods::sidecars_cost") else { return };
+    let world = World::start(parts, "canary_in_pods::sidecars_cost").await;
+    world.cluster.apply_crds();
+    world.cluster.apply_kustomization("deploy", &[]);
+    world.rolled_out("weir-system", "weir").await;
+    world.cluster.kubectl_ok(&["create", "namespace", SHOP]);
+    world.cluster.kubectl_ok(&["label", "namespace", SHOP, "istio-injection=enabled"]);
+    for (way, annotation, mode) in WAYS {
+        let run = Run { mode, encrypted: mode == Some("STRICT"), annotation };
+        if let Some(policy) = run.peer_authentication() {
+            world.cluster.apply(&policy);
+        }
+        world.cluster.apply(&run.servers());
+        world.rolled_out(SHOP, "my-app-v1").await;
+        world.rolled_out(SHOP, "my-app-v2").await;
+        let begun = application::unix_millis();
+        world.cluster.apply(&run.client());
+        world.rolled_out(SHOP, "client").await;
+        let mut report = Report::default();
+        until_within(WITHIN, "the first answer", async || {
+            report = world.report().await;
+            report.first_answer > 0
+        })
+        .await;
+        let first = report.first_answer - begun;
+        let Latency { median, p99 } =
+            serde_json::from_slice(&world.ask("POST", "/measure").await).unwrap();
+        println!("{way}: first answer {first} ms, a request {median} us, p99 {p99} us");
+        for (program, sizes) in memory() {
+            println!("  {program}: {sizes:?} KB");
+        }
+        world.cluster.kubectl_ok(&["-n", SHOP, "delete", "deployments", "--all"]);
+        let gone = ["-n", SHOP, "wait", "--for=delete", "pods", "--all", "--timeout=2s"];
+        world.kubectl(&gone).await;
+    }
+}
+
+/// The resident memory of each sidecar's Envoy and agent, in kilobytes.
+fn memory() -> [(&'static str, Vec<u64>); 2] {
+    [("envoy", "/usr/local/bin/envoy\0"), ("agent", "weir\0agent\0run\0")].map(|(name, command)| {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let of_sidecars = processes.filter(|process| {
+            let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(command)
+        });
+        let sizes = of_sidecars.filter_map(|process| {
+            let status = std::fs::read_to_string(process.path().join("status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.to_owned();
+            line.trim().split(' ').next()?.parse().ok()
+        });
+        (name, sizes.collect())
+    })
 }

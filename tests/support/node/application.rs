@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::body::Body;
@@ -39,6 +39,8 @@ const LAST: &str = "at its end: ";
 /// How many requests a client sends at the same time, and the pause of each before the next one.
 const WORKERS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(4);
+/// How many requests a measurement takes.
+const MEASURED: usize = 3000;
 /// After how many requests a worker opens a new connection.
 const ON_A_CONNECTION: u64 = 40;
 
@@ -67,6 +69,15 @@ pub(crate) struct Report {
     pub seen: BTreeSet<Seen>,
     /// How many requests arrived with the certificate of a client, as Envoy says it.
     pub with_certificate: u64,
+    /// When the first answer arrived, in milliseconds of Unix time; 0 before.
+    pub first_answer: u64,
+}
+
+/// How long requests took that one client sent one after the other on one connection, in microseconds.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    pub median: u64,
+    pub p99: u64,
 }
 
 /// The image of the application. `test` is a test that begins with [`run_if_wanted`].
@@ -129,6 +140,12 @@ fn seen(version: String, peer: SocketAddr, headers: &HeaderMap) -> Seen {
     Seen { version, source, host, forwarded_for, client_certificate }
 }
 
+/// Milliseconds of Unix time.
+pub(crate) fn unix_millis() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("it is after 1970");
+    u64::try_from(now.as_millis()).expect("it is before the year 500 million")
+}
+
 /// What the workers of a client share.
 #[derive(Debug, Default)]
 struct Shared {
@@ -143,7 +160,7 @@ async fn send(url: &str) {
     for _ in 0..WORKERS {
         workers.spawn(work(shared.clone(), url.to_owned()));
     }
-    let (told, of_step) = (shared.clone(), shared.clone());
+    let (told, of_step, measured) = (shared.clone(), shared.clone(), url.to_owned());
     let router = Router::new()
         .route("/report", get(async move || axum::Json(told.report.lock().clone())))
         .route(
@@ -153,7 +170,8 @@ async fn send(url: &str) {
                 of_step.step.fetch_add(1, Ordering::SeqCst);
                 report.step.clear();
             }),
-        );
+        )
+        .route("/measure", post(async move || axum::Json(measure(&measured).await)));
     let listener = TcpListener::bind(("0.0.0.0", REPORT)).await.expect("the port");
     let ended = async { axum::serve(listener, router).await };
     tokio::select! {
@@ -166,6 +184,19 @@ async fn send(url: &str) {
     }
     let report = serde_json::to_string(&*shared.report.lock()).expect("JSON");
     println!("{LAST}{report}");
+}
+
+async fn measure(url: &str) -> Latency {
+    let client: Client<HttpConnector, Empty<Bytes>> =
+        Client::builder(TokioExecutor::new()).build_http();
+    let mut all = Vec::new();
+    for _ in 0..MEASURED {
+        let begun = Instant::now();
+        request(&client, url).await.expect("an answer");
+        all.push(u64::try_from(begun.elapsed().as_micros()).expect("it is short"));
+    }
+    all.sort_unstable();
+    Latency { median: all[MEASURED / 2], p99: all[MEASURED * 99 / 100] }
 }
 
 async fn work(shared: Arc<Shared>, url: String) {
@@ -205,6 +236,9 @@ impl Shared {
         report.sent += 1;
         match answer {
             Ok(mut seen) => {
+                if report.first_answer == 0 {
+                    report.first_answer = unix_millis();
+                }
                 if step == self.step.load(Ordering::SeqCst) {
                     *report.step.entry(seen.version.clone()).or_default() += 1;
                 }
