@@ -3,6 +3,7 @@
 //! Documents are received untyped and parsed by [`crate::api`], so an unreadable object is rejected individually and
 //! never ends the watch of its kind. For Pods, Nodes and Namespaces only metadata is requested.
 
+mod document;
 pub(crate) mod inventory;
 mod kinds;
 pub(crate) mod object_watch;
@@ -23,12 +24,14 @@ use futures::stream::{BoxStream, SelectAll};
 use futures::{FutureExt, StreamExt};
 use kube::api::{Api, ApiResource, DynamicObject, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::core::{DynamicResourceScope, ListMeta, PartialObjectMeta};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Client, Config};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
 
+use self::document::Document;
 use self::kinds::Failure;
 use self::resync::Resync;
 use self::selection::{Namespaces, Selection};
@@ -239,7 +242,7 @@ impl Items {
                     answered,
                     reachable: self.reachable.clone(),
                 };
-                self.all.push(watch.events());
+                self.all.push(in_task(watch.events()));
             }
         }
         for request in watches.take_requests() {
@@ -370,30 +373,45 @@ impl KindWatch {
     }
 
     fn watched(&self, resource: ApiResource) -> BoxStream<'static, Event> {
-        let config = watcher::Config::default().page_size(PAGE);
         if self.kind.metadata_only() {
-            // This type of API requests metadata only.
-            let api: Api<PartialObjectMeta<DynamicObject>> = self.api(&resource);
-            let watch = watcher(api, config).default_backoff();
-            flatten(watch, move |object| metadata(&resource, object))
+            self.documents::<true>(resource)
         } else {
-            let api: Api<DynamicObject> = self.api(&resource);
-            let watch = watcher(api, config).default_backoff();
-            flatten(watch, move |object| full(&resource, object))
+            self.documents::<false>(resource)
         }
     }
 
-    fn api<K>(&self, resource: &ApiResource) -> Api<K>
-    where
-        K: kube::Resource<DynamicType = ApiResource, Scope = DynamicResourceScope>,
-    {
-        match &self.namespaces {
-            Namespaces::One(name) => Api::namespaced_with(self.client.clone(), name, resource),
-            Namespaces::All | Namespaces::Matching(_) => {
-                Api::all_with(self.client.clone(), resource)
+    fn documents<const METADATA: bool>(&self, resource: ApiResource) -> BoxStream<'static, Event> {
+        let client = self.client.clone();
+        let api: Api<Document<METADATA>> = match &self.namespaces {
+            Namespaces::One(name) => Api::namespaced_with(client, name, &resource),
+            Namespaces::All | Namespaces::Matching(_) => Api::all_with(client, &resource),
+        };
+        let watch = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff();
+        flatten(watch, move |object| object.of(&resource))
+    }
+}
+
+/// Has a task of its own read a stream, so that kinds are read at the same time: decoding their lists is most of the time
+/// until weir is ready. The task ends with the stream that is returned.
+fn in_task(mut stream: BoxStream<'static, Item>) -> BoxStream<'static, Item> {
+    let (sender, receiver) = mpsc::channel(BATCH);
+    let task = AbortOnDropHandle::new(tokio::spawn(async move {
+        while let Some(item) = stream.next().await {
+            if sender.send(item).await.is_err() {
+                return;
             }
         }
-    }
+    }));
+    let items = futures::stream::unfold((receiver, task), async |(mut receiver, task)| {
+        match receiver.recv().await {
+            Some(item) => Some((item, (receiver, task))),
+            None => match task.await.map_err(JoinError::try_into_panic) {
+                Err(Ok(panic)) => std::panic::resume_unwind(panic),
+                _ => None,
+            },
+        }
+    });
+    items.boxed()
 }
 
 /// Lists all objects of a namespace. A failure arrives after a delay, so that the next attempt may follow at once.
@@ -425,28 +443,39 @@ async fn list(client: &Client, kind: Kind, namespace: &str) -> Result<Option<Lis
     let Some(resource) = resource(client, kind).await? else {
         return Ok(None);
     };
-    let api = Api::namespaced_with(client.clone(), namespace, &resource);
-    list_pages(&api, &resource, kind.metadata_only()).await.map(Some)
+    list_pages(client, &resource, Some(namespace), kind.metadata_only()).await.map(Some)
 }
 
+/// Lists all objects of a resource, in one namespace or in all.
 async fn list_pages(
-    api: &Api<DynamicObject>,
+    client: &Client,
     resource: &ApiResource,
+    namespace: Option<&str>,
     metadata_only: bool,
 ) -> Result<Listed, kube::Error> {
+    if metadata_only {
+        list_documents::<true>(client, resource, namespace).await
+    } else {
+        list_documents::<false>(client, resource, namespace).await
+    }
+}
+
+async fn list_documents<const METADATA: bool>(
+    client: &Client,
+    resource: &ApiResource,
+    namespace: Option<&str>,
+) -> Result<Listed, kube::Error> {
+    let client = client.clone();
+    let api: Api<Document<METADATA>> = match namespace {
+        Some(namespace) => Api::namespaced_with(client, namespace, resource),
+        None => Api::all_with(client, resource),
+    };
     let mut params = ListParams::default().limit(PAGE);
     let mut listed = Listed::default();
     loop {
-        let page: ListMeta = if metadata_only {
-            let page = api.list_metadata(&params).await?;
-            let documents = page.items.into_iter().map(|object| metadata(resource, object));
-            listed.documents.extend(documents);
-            page.metadata
-        } else {
-            let page = api.list(&params).await?;
-            listed.documents.extend(page.items.into_iter().map(|object| full(resource, object)));
-            page.metadata
-        };
+        let page = api.list(&params).await?;
+        listed.documents.extend(page.items.into_iter().map(|object| object.of(resource)));
+        let page = page.metadata;
         if params.continue_token.is_none() {
             let version = page.resource_version.as_deref().map(str::parse);
             listed.version = version.and_then(Result::ok).unwrap_or_default();
@@ -562,26 +591,6 @@ pub(crate) async fn resource(
         }
     }
     Ok(None)
-}
-
-/// The document of an object of which only the metadata is known.
-fn metadata(resource: &ApiResource, object: PartialObjectMeta<DynamicObject>) -> Value {
-    let mut metadata = object.metadata;
-    metadata.managed_fields = None;
-    json!({"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata})
-}
-
-/// The document of an object without what weir does not read.
-fn full(resource: &ApiResource, mut object: DynamicObject) -> Value {
-    object.metadata.managed_fields = None;
-    let mut value = object.data;
-    if let Value::Object(map) = &mut value {
-        map.remove("status");
-        map.insert("apiVersion".to_owned(), json!(resource.api_version));
-        map.insert("kind".to_owned(), json!(resource.kind));
-        map.insert("metadata".to_owned(), json!(object.metadata));
-    }
-    value
 }
 
 fn flatten<K: Send + 'static>(

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Client;
-use kube::api::{Api, ApiResource};
+use kube::api::ApiResource;
 use serde_json::Value;
 
 use super::{list_pages, reason};
@@ -43,8 +43,8 @@ pub(crate) async fn list(
             let Some(resource) = served(client, group, &versions, plural).await? else {
                 return Ok(Vec::new());
             };
-            let api = Api::all_with(client.clone(), &resource);
-            let listed = list_pages(&api, &resource, metadata_only(group, plural)).await?;
+            let metadata_only = metadata_only(group, plural);
+            let listed = list_pages(client, &resource, None, metadata_only).await?;
             Ok::<_, kube::Error>(listed.documents)
         };
         match listed.await {
@@ -64,9 +64,8 @@ pub(crate) async fn list(
 /// Why they cannot be listed.
 pub(crate) async fn config_maps(client: &Client, namespace: &str) -> Result<Vec<Value>, String> {
     let resource = ApiResource::erase::<ConfigMap>(&());
-    let api = Api::namespaced_with(client.clone(), namespace, &resource);
-    let listed = list_pages(&api, &resource, false).await.map_err(|error| reason(&error))?;
-    Ok(listed.documents)
+    let listed = list_pages(client, &resource, Some(namespace), false).await;
+    Ok(listed.map_err(|error| reason(&error))?.documents)
 }
 
 /// The resource in the first of these versions in which the API serves it.
