@@ -8,11 +8,13 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+use weir::envoy::Admin;
+
 use crate::identity::{Files, World};
 use crate::support::mesh::until;
 use crate::support::network::is_inside_of_a_server;
 use crate::support::process::Supervised;
-use crate::support::sidecar::start_envoy;
+use crate::support::sidecar::{admin_address, start_envoy};
 
 /// The pod of the server, and the port of its application.
 const SERVER: &str = "10.2.0.5";
@@ -121,14 +123,33 @@ fn service(account: &str) -> String {
                 "addresses": [SERVER], "targetRef": {"kind": "Pod", "name": "web-0", "namespace": "shop"},
             }],
         }),
-        // Connections that are open stay as they are, so each request gets one of its own.
-        json!({
-            "apiVersion": "networking.istio.io/v1", "kind": "DestinationRule",
-            "metadata": {"name": "web", "namespace": "shop"},
-            "spec": {"host": "web", "trafficPolicy": {"connectionPool": {"http": {"maxRequestsPerConnection": 1}}}},
-        }),
     ];
     json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
+}
+
+/// How clients connect to `web`. Connections that are open stay as they are, so each request gets one of its own.
+fn rule(tls: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {{name: web, namespace: shop}}\n\
+         spec: {{host: web, trafficPolicy: {{connectionPool: {{http: {{maxRequestsPerConnection: 1}}}}, tls: {tls}}}}}\n"
+    )
+}
+
+/// A policy for the pods of `shop` with the label `tier: pci`.
+fn peers_of(label: &str, mode: &str) -> String {
+    json!({
+        "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
+        "metadata": {"name": label, "namespace": "shop"},
+        "spec": {"selector": {"matchLabels": {label: "pci"}}, "mtls": {"mode": mode}},
+    })
+    .to_string()
+}
+
+/// How many updates of listeners Envoy has taken.
+async fn listener_updates(files: &Files) -> u64 {
+    let admin = Admin::new(admin_address(files.0.path(), "envoy").unwrap());
+    let name = "listener_manager.lds.update_success";
+    admin.stats(&format!("^{name}$")).await.unwrap().get(name).copied().unwrap_or_default()
 }
 
 fn peers(mode: &str) -> String {
@@ -185,7 +206,8 @@ async fn sidecars_encrypt_and_a_peer_authentication_decides_what_else_is_taken()
     };
     let _application = application().await;
     world.cluster.apply(&service("web"));
-    let _server = sidecar(&world, "web-0", "web", &["--ip", SERVER]).await;
+    world.cluster.apply(&rule("null"));
+    let (server, _envoy) = sidecar(&world, "web-0", "web", &["--ip", SERVER]).await;
     let _client =
         sidecar(&world, "pay-0", "pay", &["--ip", "10.2.0.9", "--intercept", "none"]).await;
     let port = 7080;
@@ -218,13 +240,35 @@ async fn sidecars_encrypt_and_a_peer_authentication_decides_what_else_is_taken()
     world.cluster.apply(&service("web"));
     until("the server is accepted again", async || through_the_mesh(port).await.is_ok()).await;
 
-    // DISABLE: the client sends plain text, and the server takes it.
-    world.cluster.apply(&peers("DISABLE"));
+    // To DISABLE and back as the documentation says: first the clients, then the servers.
+    let load = Load::start(port);
+    world.cluster.apply(&rule("{mode: DISABLE}"));
     until("requests go in plain text", async || through_the_mesh(port).await == Ok(String::new()))
         .await;
-    world.cluster.kubectl_ok(&["-n", "shop", "delete", "peerauthentication", "default"]);
-    until("requests are encrypted again", async || {
-        through_the_mesh(port).await.is_ok_and(|who| who.contains(&expected))
-    })
-    .await;
+    for mode in ["DISABLE", "PERMISSIVE"] {
+        let before = listener_updates(&server).await;
+        world.cluster.apply(&peers(mode));
+        until("the server knows", async || listener_updates(&server).await > before).await;
+        load.goes_on().await;
+        world.cluster.apply(&rule("null"));
+        let encrypted = mode == "PERMISSIVE";
+        until("requests go as the policy says", async || {
+            through_the_mesh(port).await.is_ok_and(|who| who.contains(&expected) == encrypted)
+        })
+        .await;
+        load.goes_on().await;
+        world.cluster.apply(&rule("{mode: DISABLE}"));
+        until("requests go in plain text", async || {
+            through_the_mesh(port).await == Ok(String::new())
+        })
+        .await;
+    }
+    assert_eq!(load.end().await, [""; 0]);
+
+    // A policy for a label is for the pods that have it now.
+    world.cluster.apply(&peers_of("tier", "STRICT"));
+    world.cluster.apply(&peers("PERMISSIVE"));
+    assert!(takes_plain_text().await);
+    world.cluster.kubectl_ok(&["-n", "shop", "label", "pod", "web-0", "tier=pci"]);
+    until("plain text is refused", async || !takes_plain_text().await).await;
 }

@@ -61,7 +61,7 @@ fn effect(
     }
 }
 
-/// A rule that says DISABLE for endpoints that take mutual TLS alone.
+/// A rule that says DISABLE for endpoints that take only mutual TLS.
 fn plain_text(
     entry: &Entry,
     spec: &api::DestinationRule,
@@ -96,7 +96,7 @@ fn plain_text(
     }
     let by: Vec<String> = by.into_iter().collect();
     let message = format!(
-        "is DISABLE, but {host} has endpoints that take mutual TLS alone, by {}",
+        "is DISABLE, but {host} has endpoints that take only mutual TLS, by {}",
         listed(&by, "and")
     );
     let advice = "remove tls from this rule, or let the policy be PERMISSIVE";

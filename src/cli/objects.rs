@@ -88,6 +88,7 @@ impl Objects {
         let metadata = NodeMetadata { labels, instance_ips: addresses, ..Default::default() };
         let certificates = match metadata.labels.get(TLS_MODE) {
             Some(mode) if mode == TLS_MODE_ISTIO => Certificates::Ads,
+            _ if self.mesh.config.identities => Certificates::Ads,
             _ => Certificates::None,
         };
         Ok(Proxy { certificates, ..Proxy::new(&id, metadata, Locality::default())? })

@@ -145,7 +145,7 @@ impl<'a> Connection<'a> {
                 )
             }
             Some(mode) if mode == mesh::TLS_MODE_ISTIO => {
-                format!("{at} takes plain text alone, by {}", objects(&policy))
+                format!("{at} takes only plain text, by {}", objects(&policy))
             }
             Some(mode) => format!("{at} has no certificates: its label {TLS_MODE} is `{mode}`"),
             None => format!("{at} has no certificates: it lacks the label {TLS_MODE}"),
@@ -160,7 +160,7 @@ impl<'a> Connection<'a> {
         }
         let policy = self.policy(member);
         (member.takes_mutual_tls && policy.at(member.port) == Accepts::MutualTls)
-            .then(|| format!("{at} takes mutual TLS alone, by {}", objects(&policy)))
+            .then(|| format!("{at} takes only mutual TLS, by {}", objects(&policy)))
     }
 
     fn policy(&self, member: &mesh::Endpoint) -> mesh::PeerPolicy {

@@ -426,12 +426,12 @@ fn explain_says_what_is_encrypted_and_why_not() {
     let none = "encryption: none: the client has no certificates";
     assert_eq!(encryption(Certificates::None, HALF), [none]);
     let strict = HALF.to_owned() + &peers("mtls: {mode: STRICT}");
-    let refused = "refused: 10.1.0.1:8080 takes mutual TLS alone, by PeerAuthentication shop/p";
+    let refused = "refused: 10.1.0.1:8080 takes only mutual TLS, by PeerAuthentication shop/p";
     assert_eq!(encryption(Certificates::None, &strict), [none, refused]);
     assert_eq!(encryption(Certificates::Ads, &strict), [half, without]);
 
     let disabled = HALF.to_owned() + &peers("mtls: {mode: DISABLE}");
-    let by = "plain text: 10.1.0.1:8080 takes plain text alone, by PeerAuthentication shop/p";
+    let by = "plain text: 10.1.0.1:8080 takes only plain text, by PeerAuthentication shop/p";
     assert_eq!(encryption(Certificates::Ads, &disabled), ["encryption: none", by, without]);
 
     let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\

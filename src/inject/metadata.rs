@@ -57,8 +57,11 @@ pub(super) fn add(
 /// The service account of a pod. Admission sets it before injection.
 fn service_account(pod: &Map<String, Value>) -> String {
     let spec = pod.get("spec").and_then(Value::as_object);
-    let named = spec.and_then(|spec| text(spec, "serviceAccountName"));
-    named.filter(|name| !name.is_empty()).unwrap_or("default").to_owned()
+    // The second is the old name of the first.
+    let mut named = ["serviceAccountName", "serviceAccount"]
+        .into_iter()
+        .filter_map(|name| text(spec?, name).filter(|name| !name.is_empty()));
+    named.next().unwrap_or("default").to_owned()
 }
 
 /// Whether clients send mutual TLS: to a proxy with certificates, through which inbound connections go.

@@ -177,6 +177,11 @@ impl MeshBuilder {
                 stale.peer_authentications = true;
                 let all = key.namespace == self.mesh.config.root_namespace;
                 mark_services(store, |namespace| all || *namespace == key.namespace, stale);
+                // Endpoints may name pods of another namespace than that of their service.
+                let first: Name = (key.namespace.clone(), "".into());
+                let of_pods = self.services_of_pod.range(first..);
+                let of_pods = of_pods.take_while(|((namespace, _), _)| *namespace == key.namespace);
+                stale.services.extend(of_pods.flat_map(|(_, services)| services).cloned());
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::api::Labels;
+use crate::ports::NOT_REDIRECTED;
 use crate::redirect::{List, Port, Selection};
 
 /// The ports of a pod whose inbound connections are redirected to its proxy.
@@ -33,7 +34,9 @@ impl CapturedPorts {
 
     /// Whether connections to a port go through the proxy.
     pub(crate) fn include(&self, port: u16) -> bool {
-        self.only.as_ref().is_none_or(|only| only.contains(&port)) && !self.except.contains(&port)
+        !NOT_REDIRECTED.contains(&port)
+            && self.only.as_ref().is_none_or(|only| only.contains(&port))
+            && !self.except.contains(&port)
     }
 }
 
@@ -55,6 +58,7 @@ mod tests {
     #[test]
     fn ports_are_captured_as_redirection_does() {
         assert!(captured(&[], 80));
+        assert!(!captured(&[], 15020));
         assert!(captured(&[("includeInboundPorts", "*")], 80));
         assert!(!captured(&[("includeInboundPorts", "")], 80));
         assert!(captured(&[("includeInboundPorts", "80, 81")], 81));

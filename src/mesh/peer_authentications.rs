@@ -13,7 +13,7 @@ pub enum Accepts {
     /// Mutual TLS and plain text.
     #[default]
     Both,
-    /// Mutual TLS alone.
+    /// Only mutual TLS.
     MutualTls,
 }
 

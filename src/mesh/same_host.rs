@@ -145,6 +145,7 @@ fn can_merge(first: &Service, younger: &Service) -> bool {
         && younger.registry == Registry::ServiceEntry
         && first.namespace == younger.namespace
         && first.resolution == younger.resolution
+        && first.is_external == younger.is_external
         && first.labels == younger.labels
         && first.selector == younger.selector
         && first.visibility == younger.visibility

@@ -73,8 +73,12 @@ impl Mesh {
         if !applies || proxy.interception == Interception::None {
             return PeerPolicy::default();
         }
+        // A pod's labels change during its life, and clients go by those that it has.
+        let mut own = self.endpoints_of(proxy).map(|(_, endpoint)| &endpoint.workload);
+        let pod = own.find(|pod| pod.namespace == proxy.namespace && !pod.labels.is_empty());
+        let labels = pod.map_or(&proxy.labels, |pod| &pod.labels);
         let root = &self.config.root_namespace;
-        self.peer_authentications.of_workload(&proxy.namespace, &proxy.labels, root)
+        self.peer_authentications.of_workload(&proxy.namespace, labels, root)
     }
 
     /// The location of a proxy: as it reports, else that of its pod or of the endpoints at its address.

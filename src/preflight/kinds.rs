@@ -140,8 +140,8 @@ fn peer_authentication(
     } else {
         return Vec::new();
     };
-    let message = "is STRICT: sidecars of weir keep to it and can call workloads that do with --identity on alone, and \
-                   only if weir and Istiod sign with the same authority";
+    let message = "is STRICT: sidecars of weir keep to it, and can call workloads that do, only with --identity on and if \
+                   weir and Istiod sign with the same authority";
     let mut found = policy(document, workloads, Level::Step, message);
     for finding in &mut found {
         finding.path.clone_from(&path);
@@ -268,7 +268,7 @@ fn istio_mutual(document: &Document) -> Option<Finding> {
         }
     }
     let path = find(document.at("/spec")?, "spec")?;
-    let message = "is ISTIO_MUTUAL: sidecars of weir have certificates with --identity on alone";
+    let message = "is ISTIO_MUTUAL: sidecars of weir have certificates only with --identity on";
     Some(own(document, Level::Step, &path, message, "run weir with --identity on"))
 }
 

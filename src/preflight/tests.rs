@@ -78,13 +78,6 @@ fn what_sidecars_lose_keeps_the_namespaces_it_concerns() {
             "bank: yes; shop: yes, with differences",
         ),
         (security, "RequestAuthentication", "shop/a", web, shop),
-        (
-            security,
-            "PeerAuthentication",
-            "shop/a",
-            "{selector: {matchLabels: {app: web}}, portLevelMtls: {http: {mode: STRICT}}}",
-            shop,
-        ),
         ("extensions.istio.io/v1alpha1", "WasmPlugin", "shop/a", "{url: oci://a}", shop),
         (
             "networking.istio.io/v1alpha3",

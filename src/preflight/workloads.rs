@@ -206,9 +206,9 @@ impl Group {
             Group::TlsMode => (
                 Level::Step,
                 format!("metadata.labels[{TLS_MODE}]"),
-                "is `istio`: clients send mutual TLS to it, which a sidecar of weir takes with --identity on alone"
+                "is `istio`: clients send mutual TLS to it, which a sidecar of weir takes only with --identity on"
                     .to_owned(),
-                "run weir with --identity on, or create the pods that move without the label",
+                "run weir with --identity on and Istio's authority, or create the pods that move without the label",
             ),
         };
         let first = pods.first()?;

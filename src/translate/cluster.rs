@@ -15,7 +15,7 @@ use super::{
     BLACK_HOLE, INBOUND_PASSTHROUGH, PASSTHROUGH, ads, any, cluster_name, endpoint,
     inbound_cluster_name, load_balancer, outlier, seconds, socket_address, tls,
 };
-use crate::api::{ConnectionPoolSettings, TlsMode, TrafficPolicy};
+use crate::api::{ConnectionPoolSettings, Labels, TlsMode, TrafficPolicy};
 use crate::mesh::{
     Certificates, DestinationRule, Families, InboundPort, Port, Resolution, Scope, Service,
 };
@@ -131,12 +131,16 @@ fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
             dns(&mut cluster, port, subset, &policy, context);
         }
     }
-    let accounts = tls::identities(&context.known.endpoints.accounts, &context.config.trust_domain);
+    let accounts = tls::identities(service, &context.known.endpoints.accounts, context.config);
     let servers = tls::Servers {
         mesh_sni: &format!("outbound_.{}_.{subset}_.{}", port.number, service.host),
         accounts: &accounts,
+        any_account: &format!(
+            "spiffe://{}/ns/{}/sa/",
+            context.config.trust_domain, service.namespace
+        ),
         subject_alt_names: &service.subject_alt_names,
-        automatic: automatic(port, context, &cluster),
+        automatic: automatic(port, subset, &policy, context, &cluster),
     };
     let certificates = context.scope.certificates;
     tls::apply(
@@ -153,15 +157,26 @@ fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
 
 /// Which endpoints of a cluster get mutual TLS without a rule. For a connection to its original destination, Envoy knows
 /// nothing of the endpoint.
-fn automatic(port: &Port, context: Context<'_>, cluster: &pb::Cluster) -> Automatic {
-    if !encrypts(&context.known.service, context.scope) {
+fn automatic(
+    port: &Port,
+    subset: &str,
+    policy: &Policy<'_>,
+    context: Context<'_>,
+    cluster: &pb::Cluster,
+) -> Automatic {
+    // Behind a PROXY header the server would not find that TLS begins.
+    if !encrypts(&context.known.service, context.scope) || policy.proxy_protocol.is_some() {
         return Automatic::Never;
     }
     if cluster.cluster_discovery_type != Some(discovery(pb::cluster::DiscoveryType::OriginalDst)) {
         return Automatic::ByEndpoint;
     }
-    let list = &context.known.endpoints.list;
-    let mut members = list.iter().filter(|endpoint| endpoint.port_name == port.name).peekable();
+    let everything = Labels::new();
+    let labels = context.rule.and_then(|rule| rule.labels(subset)).unwrap_or(&everything);
+    let list = context.known.endpoints.list.iter();
+    let members =
+        list.filter(|endpoint| endpoint.port_name == port.name && endpoint.is_in_subset(labels));
+    let mut members = members.peekable();
     if members.peek().is_some() && members.all(|endpoint| endpoint.takes_mutual_tls) {
         Automatic::Always
     } else {

@@ -28,10 +28,14 @@ const RAW: &str = "raw_buffer";
 /// The listener for redirected inbound connections: chains for each port of a service, and for everything else.
 pub(crate) fn virtual_inbound(scope: &Scope, trust_domain: &str) -> pb::Listener {
     let mut ports: Vec<Taken<'_>> = vec![Taken::any(scope, None)];
-    let own = |port: &&u16| scope.inbound.iter().any(|known| known.target == **port);
-    let others = scope.peers.ports.keys().filter(|port| !own(port));
+    // Its own port leads nowhere, whatever a service or a policy says of it.
+    let of_services = || scope.inbound.iter().filter(|port| port.target != INBOUND_PORT);
+    let others =
+        scope.peers.ports.keys().filter(|port| {
+            **port != INBOUND_PORT && of_services().all(|known| known.target != **port)
+        });
     ports.extend(others.map(|port| Taken::any(scope, Some(*port))));
-    ports.extend(scope.inbound.iter().map(|port| Taken::port(scope, port)));
+    ports.extend(of_services().map(|port| Taken::port(scope, port)));
 
     let mut chains = vec![black_hole("virtualInbound-blackhole", INBOUND_PORT)];
     let socket = tls::inbound(trust_domain, scope.certificates);
@@ -390,11 +394,12 @@ mod tests {
 
     #[test]
     fn ports_that_belong_to_no_service_follow_the_workload_or_have_their_own_mode() {
-        let ports = [(9090, Accepts::PlainText), (8080, Accepts::MutualTls)].into();
+        let ports = [(9090, Accepts::PlainText), (15006, Accepts::PlainText)].into();
         let peers = PeerPolicy { default: Accepts::MutualTls, ports, objects: Vec::new() };
         let scope = scope(Certificates::Ads, peers, Protocol::Http);
         assert_eq!(chains(&scope, 8080), ["tls [] decrypted http"]);
         assert_eq!(chains(&scope, 9090).len(), 3);
+        assert_eq!(chains(&scope, 15006), [" [] refused"]);
         assert!(chains(&scope, 0).iter().all(|chain| chain.contains(" decrypted ")));
     }
 

@@ -13,7 +13,7 @@ use prost::Message as _;
 use super::connection_pool::{HttpOptions, is_http2};
 use super::{ads, any, bool_value, seconds};
 use crate::api::{ClientTlsSettings, ProxyProtocol, ProxyProtocolVersion, TlsMode};
-use crate::mesh::{Account, Certificates, TLS_MODE_ISTIO};
+use crate::mesh::{Account, Certificates, MeshConfig, Service, TLS_MODE_ISTIO};
 
 /// The SDS secret with which Istio's agent serves a workload's own certificate.
 const WORKLOAD_SECRET: &str = "default";
@@ -51,10 +51,23 @@ pub(crate) struct Servers<'a> {
     pub mesh_sni: &'a str,
     /// The accepted SPIFFE ids of mesh workloads; empty if unknown.
     pub accounts: &'a [matcher::StringMatcher],
+    /// The beginning of the SPIFFE ids of the service's namespace.
+    pub any_account: &'a str,
     /// The subject alternative names of a ServiceEntry.
     pub subject_alt_names: &'a [String],
     /// Which of them get mutual TLS without a rule.
     pub automatic: Automatic,
+}
+
+impl Servers<'_> {
+    /// The accepted identities; while none is known, any of the service's namespace.
+    fn known_or_of_mesh(&self) -> Vec<matcher::StringMatcher> {
+        if self.accounts.is_empty() {
+            vec![prefix(self.any_account.to_owned())]
+        } else {
+            self.accounts.to_vec()
+        }
+    }
 }
 
 /// Which servers get mutual TLS without a rule.
@@ -81,7 +94,11 @@ pub(crate) fn apply(
         Some(settings) => context(options, settings, servers, certificates),
         None if servers.automatic == Automatic::Never => None,
         None => Some(tls::UpstreamTlsContext {
-            common_tls_context: Some(mesh_client(options, servers.accounts.to_vec(), certificates)),
+            common_tls_context: Some(mesh_client(
+                options,
+                servers.known_or_of_mesh(),
+                certificates,
+            )),
             sni: servers.mesh_sni.to_owned(),
             ..Default::default()
         }),
@@ -340,22 +357,28 @@ fn prefix(text: String) -> matcher::StringMatcher {
     }
 }
 
-/// The SPIFFE IDs of these service accounts. Of an account without a name only the namespace is known.
-pub(crate) fn identities(accounts: &[Account], trust_domain: &str) -> Vec<matcher::StringMatcher> {
-    let ids = accounts.iter().map(|account| {
-        let Account { namespace, name } = account;
-        let of_namespace = format!("spiffe://{trust_domain}/ns/{namespace}/sa/");
-        match name.is_empty() {
-            true => prefix(of_namespace),
-            false => matcher::StringMatcher {
-                match_pattern: Some(matcher::string_matcher::MatchPattern::Exact(
-                    of_namespace + name,
-                )),
-                ..Default::default()
-            },
-        }
+/// The identities of the servers of a service with these accounts: of those without a name only the namespace is known. What a
+/// ServiceEntry says of its servers counts as well, and is enough for those whose account it does not say.
+pub(crate) fn identities(
+    service: &Service,
+    accounts: &[Account],
+    config: &MeshConfig,
+) -> Vec<matcher::StringMatcher> {
+    let trust_domain = &config.trust_domain;
+    let (named, unnamed): (Vec<_>, Vec<_>) =
+        accounts.iter().partition(|account| !account.name.is_empty());
+    let named = named.iter().map(|Account { namespace, name }| {
+        format!("spiffe://{trust_domain}/ns/{namespace}/sa/{name}")
     });
-    ids.collect()
+    let named: Vec<String> = named.chain(service.subject_alt_names.iter().cloned()).collect();
+    let mut ids = exact(&named);
+    if service.subject_alt_names.is_empty() {
+        let namespaces = unnamed.iter().map(|Account { namespace, .. }| {
+            prefix(format!("spiffe://{trust_domain}/ns/{namespace}/sa/"))
+        });
+        ids.extend(namespaces);
+    }
+    ids
 }
 
 /// Verifies against the given file, else against the system trust store.

@@ -4,22 +4,23 @@ use super::Diagnostics;
 use super::common::selector;
 use crate::api::PeerAuthentication;
 
+/// What is wrong with a port is only a warning: without the object, the other ports would take plain text after a restart.
 pub(super) fn check(spec: &PeerAuthentication, found: &mut Diagnostics) {
     if let Some(workloads) = &spec.selector {
         selector(&workloads.match_labels, "spec.selector.matchLabels", found);
     }
     if !spec.port_level_mtls.is_empty() && spec.labels().is_empty() {
-        found.add(
+        found.no_effect(
             "spec.portLevelMtls",
-            "is set without a selector",
-            "expected spec.selector.matchLabels, because ports are those of a workload",
+            "has no effect without a selector",
+            "add spec.selector.matchLabels, because ports are those of a workload",
         );
     }
     for port in spec.port_level_mtls.keys() {
         if !port.parse::<u16>().is_ok_and(|port| port > 0) {
-            found.add(
+            found.no_effect(
                 format!("spec.portLevelMtls[{port}]"),
-                "is not a port",
+                "is not a port, so it has no effect",
                 "expected the number of a port of the workload, from 1 to 65535",
             );
         }
@@ -60,10 +61,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_work_is_rejected_by_field() {
+    fn what_cannot_work_is_named_by_field() {
         let path = |spec: Value| problems(spec).join("; ");
         let without = json!({"portLevelMtls": {"8080": {"mode": "STRICT"}}});
-        assert!(path(without).starts_with("spec.portLevelMtls: is set without a selector"));
+        assert!(path(without).starts_with("spec.portLevelMtls: has no effect without"));
         let selector = json!({"matchLabels": {"app": "web"}});
         for port in ["0", "65536", "http"] {
             let spec = json!({"selector": selector, "portLevelMtls": {port: {"mode": "STRICT"}}});
