@@ -2,7 +2,7 @@
 //! Envoy that gets its certificate and roots over ADS, the client one that has its own signed, as Istio's agent does; each
 //! request is a handshake.
 //!
-//! `WEIR_CERTIFICATES=10m` says for how long, with certificates of 60 s; the usual run is short, with certificates of 10 s.
+//! `WEIR_CERTIFICATES=10m` says for how long, with certificates of 60 s; the usual run is short, with certificates of 20 s.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -37,7 +37,7 @@ fn times() -> (Duration, u64, u64) {
             let number: u64 = number.parse().expect("WEIR_CERTIFICATES is like 10m or 90s");
             (Duration::from_secs(number * unit), 60, 60)
         }
-        Err(_) => (Duration::from_secs(40), 10, 10),
+        Err(_) => (Duration::from_secs(60), 20, 20),
     }
 }
 
@@ -116,6 +116,9 @@ async fn no_request_fails_while_certificates_and_the_root_are_replaced() {
     let first = mutual(&world.sign(Some(&token), &csr, 0).await.unwrap(), &key);
     let (sender, tls) = watch::channel(first);
     until("the first request succeeds", async || {
+        // Envoy may take longer to start than a certificate lives.
+        let chain = world.sign(Some(&token), &csr, 0).await.unwrap();
+        sender.send_replace(mutual(&chain, &key));
         let config = tls.borrow().clone();
         request(port, config).await.is_ok()
     })

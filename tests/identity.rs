@@ -590,8 +590,9 @@ impl Files {
 /// A listener that presents the certificate it gets over ADS, wants one by the same roots, and answers with 200.
 pub(crate) fn tls_listener(port: u16) -> Value {
     let types = "type.googleapis.com/envoy.extensions";
-    let secret =
-        |name: &str| json!({"name": name, "sds_config": {"ads": {}, "resource_api_version": "V3"}});
+    // Exactly as weir's listeners have it: Envoy gets a secret only once over one stream, and shares it if the source is equal.
+    let source = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"});
+    let secret = |name: &str| json!({"name": name, "sds_config": source});
     json!({
         "name": "tls",
         "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},

@@ -190,7 +190,8 @@ async fn no_proxy_is_answered_until_every_kind_is_listed() {
     // Everything except the rules that define subsets, without which weir would serve an incomplete state.
     let kinds = "services,endpoints,pods,nodes,namespaces,endpointslices.discovery.k8s.io,\
                  virtualservices.networking.istio.io,serviceentries.networking.istio.io,\
-                 workloadentries.networking.istio.io,sidecars.networking.istio.io";
+                 workloadentries.networking.istio.io,sidecars.networking.istio.io,\
+                 peerauthentications.security.istio.io";
     cluster.allow("weir", "most", "get,list,watch", kinds);
     let kubeconfig = cluster.kubeconfig_for("weir");
     let weir =

@@ -71,15 +71,19 @@ impl PeerAuthentications {
             let Spec::PeerAuthentication(spec) = &object.spec else {
                 continue;
             };
-            let ports = spec.port_level_mtls.iter();
+            let selector = spec.labels();
+            // Ports are those of a workload.
+            let ports = spec.port_level_mtls.iter().filter(|_| !selector.is_empty());
+            let ports = ports.filter_map(|(port, mtls)| {
+                let port = port.parse().ok().filter(|port| *port > 0)?;
+                Some((port, Accepts::of(mtls.mode)))
+            });
             let policy = Policy {
                 key: object.key(),
                 age: object.meta.age,
-                selector: spec.labels(),
                 mode: spec.mtls.as_ref().and_then(|mtls| Accepts::of(mtls.mode)),
-                ports: ports
-                    .filter_map(|(port, mtls)| Some((port.parse().ok()?, Accepts::of(mtls.mode))))
-                    .collect(),
+                ports: ports.collect(),
+                selector,
             };
             by_namespace.entry(object.meta.namespace.clone()).or_default().push(Arc::new(policy));
         }
@@ -194,8 +198,7 @@ mod tests {
 
     #[test]
     fn ports_have_modes_of_their_own() {
-        let ports =
-            json!({"80": {"mode": "DISABLE"}, "81": {"mode": "UNSET"}, "82": {"mode": "STRICT"}});
+        let ports = json!({"80": {"mode": "DISABLE"}, "81": {"mode": "UNSET"}, "82": {"mode": "STRICT"}, "0": {"mode": "DISABLE"}, "http": {"mode": "DISABLE"}});
         let all =
             policies(&[("shop", "web", for_web("UNSET", ports)), (ROOT, "m", mode("STRICT"))]);
         let found = web(&all);
@@ -203,6 +206,7 @@ mod tests {
         let strict = Accepts::MutualTls;
         assert_eq!(at, [Accepts::PlainText, strict, strict, strict]);
         assert_eq!(names(&found), ["web", "m"]);
+        assert_eq!(found.ports, [(80, Accepts::PlainText)].into());
     }
 
     #[test]
