@@ -20,6 +20,9 @@ use crate::support::sidecar::{admin_address, start_envoy};
 const SERVER: &str = "10.2.0.5";
 const APPLICATION: u16 = 8080;
 
+/// The port of the Service, at which the client's sidecar listens.
+const PORT: u16 = 7080;
+
 /// What the application sees of the client in mutual TLS.
 const CLIENT: &str = "URI=spiffe://cluster.local/ns/shop/sa/pay";
 
@@ -110,7 +113,7 @@ fn service(account: &str) -> String {
         }),
         json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "shop"},
-            "spec": {"ports": [{"name": "http", "port": 7080, "targetPort": APPLICATION}]},
+            "spec": {"ports": [{"name": "http", "port": PORT, "targetPort": APPLICATION}]},
         }),
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -210,65 +213,68 @@ async fn sidecars_encrypt_and_a_peer_authentication_decides_what_else_is_taken()
     let (server, _envoy) = sidecar(&world, "web-0", "web", &["--ip", SERVER]).await;
     let _client =
         sidecar(&world, "pay-0", "pay", &["--ip", "10.2.0.9", "--intercept", "none"]).await;
-    let port = 7080;
 
     // Without a policy sidecars encrypt, and others need not.
-    let expected = CLIENT.to_ascii_lowercase();
-    until("a request goes through the mesh", async || {
-        through_the_mesh(port).await.is_ok_and(|who| who.contains(&expected))
-    })
-    .await;
+    requests_are_encrypted(true).await;
     until("plain text is taken", async || takes_plain_text().await).await;
 
-    // STRICT and back: no request of the mesh fails, and none is in plain text.
-    let load = Load::start(port);
-    world.cluster.apply(&peers("STRICT"));
-    until("plain text is refused", async || !takes_plain_text().await).await;
-    load.goes_on().await;
-    assert!(through_the_mesh(port).await.unwrap().contains(&expected));
-    world.cluster.apply(&peers("PERMISSIVE"));
-    until("plain text is taken again", async || takes_plain_text().await).await;
-    load.goes_on().await;
-    assert_eq!(load.end().await, [""; 0]);
+    strict_and_back(&world).await;
 
     // A server that is not one of the service's accounts is not talked to.
     world.cluster.apply(&service("other"));
     until("the server is not accepted", async || {
-        through_the_mesh(port).await.is_err_and(|answer| answer.contains("503"))
+        through_the_mesh(PORT).await.is_err_and(|answer| answer.contains("503"))
     })
     .await;
     world.cluster.apply(&service("web"));
-    until("the server is accepted again", async || through_the_mesh(port).await.is_ok()).await;
+    until("the server is accepted again", async || through_the_mesh(PORT).await.is_ok()).await;
 
-    // To DISABLE and back as the documentation says: first the clients, then the servers.
-    let load = Load::start(port);
-    world.cluster.apply(&rule("{mode: DISABLE}"));
-    until("requests go in plain text", async || through_the_mesh(port).await == Ok(String::new()))
-        .await;
-    for mode in ["DISABLE", "PERMISSIVE"] {
-        let before = listener_updates(&server).await;
-        world.cluster.apply(&peers(mode));
-        until("the server knows", async || listener_updates(&server).await > before).await;
-        load.goes_on().await;
-        world.cluster.apply(&rule("null"));
-        let encrypted = mode == "PERMISSIVE";
-        until("requests go as the policy says", async || {
-            through_the_mesh(port).await.is_ok_and(|who| who.contains(&expected) == encrypted)
-        })
-        .await;
-        load.goes_on().await;
-        world.cluster.apply(&rule("{mode: DISABLE}"));
-        until("requests go in plain text", async || {
-            through_the_mesh(port).await == Ok(String::new())
-        })
-        .await;
-    }
-    assert_eq!(load.end().await, [""; 0]);
+    disable_and_back(&world, &server).await;
 
     // A policy for a label is for the pods that have it now.
     world.cluster.apply(&peers_of("tier", "STRICT"));
-    world.cluster.apply(&peers("PERMISSIVE"));
     assert!(takes_plain_text().await);
     world.cluster.kubectl_ok(&["-n", "shop", "label", "pod", "web-0", "tier=pci"]);
     until("plain text is refused", async || !takes_plain_text().await).await;
+}
+
+/// Waits until the requests of the mesh are encrypted, or are not.
+async fn requests_are_encrypted(encrypted: bool) {
+    until("requests of the mesh are as they should be", async || {
+        let who = through_the_mesh(PORT).await;
+        who.is_ok_and(|who| who.contains(&CLIENT.to_ascii_lowercase()) == encrypted)
+    })
+    .await;
+}
+
+/// No request of the mesh fails, and none is in plain text.
+async fn strict_and_back(world: &World) {
+    let load = Load::start(PORT);
+    world.cluster.apply(&peers("STRICT"));
+    until("plain text is refused", async || !takes_plain_text().await).await;
+    load.goes_on().await;
+    requests_are_encrypted(true).await;
+    world.cluster.apply(&peers("PERMISSIVE"));
+    until("plain text is taken again", async || takes_plain_text().await).await;
+    load.goes_on().await;
+    assert_eq!(load.end().await, [""; 0]);
+}
+
+/// As the documentation says: first the clients, then the servers. No request fails.
+async fn disable_and_back(world: &World, server: &Files) {
+    let load = Load::start(PORT);
+    world.cluster.apply(&rule("{mode: DISABLE}"));
+    requests_are_encrypted(false).await;
+    for mode in ["DISABLE", "PERMISSIVE"] {
+        let before = listener_updates(server).await;
+        world.cluster.apply(&peers(mode));
+        until("the server knows", async || listener_updates(server).await > before).await;
+        load.goes_on().await;
+        world.cluster.apply(&rule("null"));
+        requests_are_encrypted(mode == "PERMISSIVE").await;
+        load.goes_on().await;
+        world.cluster.apply(&rule("{mode: DISABLE}"));
+        requests_are_encrypted(false).await;
+    }
+    assert_eq!(load.end().await, [""; 0]);
 }

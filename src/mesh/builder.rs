@@ -148,9 +148,7 @@ impl MeshBuilder {
                 stale.services.extend(self.update_slice(name, object));
                 stale.entries.extend(selecting_entries(store, &key.namespace));
             }
-            Kind::ServiceEntry => {
-                stale.entries.insert(name);
-            }
+            Kind::ServiceEntry => drop(stale.entries.insert(name)),
             Kind::WorkloadEntry => {
                 // The services that selected it before are unknown, but there are only few candidates.
                 stale.entries.extend(selecting_entries(store, &key.namespace));
@@ -173,17 +171,19 @@ impl MeshBuilder {
                 stale.destination_rules.extend(self.update_destination_rule(key, object));
             }
             Kind::Sidecar => stale.sidecars = true,
-            Kind::PeerAuthentication => {
-                stale.peer_authentications = true;
-                let all = key.namespace == self.mesh.config.root_namespace;
-                mark_services(store, |namespace| all || *namespace == key.namespace, stale);
-                // Endpoints may name pods of another namespace than that of their service.
-                let first: Name = (key.namespace.clone(), "".into());
-                let of_pods = self.services_of_pod.range(first..);
-                let of_pods = of_pods.take_while(|((namespace, _), _)| *namespace == key.namespace);
-                stale.services.extend(of_pods.flat_map(|(_, services)| services).cloned());
-            }
+            Kind::PeerAuthentication => self.note_peer_authentication(store, &key.namespace, stale),
         }
+    }
+
+    /// A PeerAuthentication is for the workloads of its namespace, or for all in the root namespace.
+    fn note_peer_authentication(&self, store: &Store, namespace: &Arc<str>, stale: &mut Stale) {
+        stale.peer_authentications = true;
+        let all = *namespace == self.mesh.config.root_namespace;
+        mark_services(store, |other| all || other == namespace, stale);
+        // Endpoints may name pods of another namespace than that of their service.
+        let of_pods = self.services_of_pod.range((namespace.clone(), "".into())..);
+        let of_pods = of_pods.take_while(|((other, _), _)| other == namespace);
+        stale.services.extend(of_pods.flat_map(|(_, services)| services).cloned());
     }
 
     fn read_peer_authentications(&mut self, store: &Store) {

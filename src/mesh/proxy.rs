@@ -50,6 +50,14 @@ pub enum Interception {
 }
 
 impl Interception {
+    /// By the metadata INTERCEPTION_MODE.
+    fn of(mode: Option<&str>) -> Self {
+        match mode {
+            Some("NONE") => Self::None,
+            _ => Self::Redirect,
+        }
+    }
+
     /// As in node metadata and annotations.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -69,6 +77,16 @@ pub enum Certificates {
     Ads,
     /// From Istio's agent beside it.
     Agent,
+}
+
+impl Certificates {
+    /// By the metadata ISTIO_VERSION.
+    fn of(istio_version: Option<&str>) -> Self {
+        match istio_version {
+            None | Some("") => Self::None,
+            Some(_) => Self::Agent,
+        }
+    }
 }
 
 /// Why a node message does not describe a proxy.
@@ -230,14 +248,8 @@ impl Proxy {
             addresses,
             labels: metadata.labels,
             locality,
-            interception: match metadata.interception_mode.as_deref() {
-                Some("NONE") => Interception::None,
-                _ => Interception::Redirect,
-            },
-            certificates: match metadata.istio_version.as_deref() {
-                None | Some("") => Certificates::None,
-                Some(_) => Certificates::Agent,
-            },
+            interception: Interception::of(metadata.interception_mode.as_deref()),
+            certificates: Certificates::of(metadata.istio_version.as_deref()),
             node: metadata.node_name.unwrap_or_default().into(),
             cluster: metadata.cluster_id.unwrap_or_default().into(),
             network: metadata.network.unwrap_or_default().into(),

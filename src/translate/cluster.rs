@@ -131,28 +131,31 @@ fn cluster(port: &Port, subset: &str, context: Context<'_>) -> pb::Cluster {
             dns(&mut cluster, port, subset, &policy, context);
         }
     }
-    let accounts = tls::identities(service, &context.known.endpoints.accounts, context.config);
-    let servers = tls::Servers {
-        mesh_sni: &format!("outbound_.{}_.{subset}_.{}", port.number, service.host),
-        accounts: &accounts,
-        any_account: &format!(
-            "spiffe://{}/ns/{}/sa/",
-            context.config.trust_domain, service.namespace
-        ),
-        subject_alt_names: &service.subject_alt_names,
-        automatic: automatic(port, subset, &policy, context, &cluster),
-    };
-    let certificates = context.scope.certificates;
-    tls::apply(
-        &mut cluster,
-        &mut options,
-        policy.tls,
-        policy.proxy_protocol,
-        servers,
-        certificates,
-    );
+    encrypt(&mut cluster, &mut options, port, subset, &policy, context);
     cluster.typed_extension_protocol_options = typed(connection_pool::finish(options));
     cluster
+}
+
+/// Sets the transport sockets.
+fn encrypt(
+    cluster: &mut pb::Cluster,
+    options: &mut HttpOptions,
+    port: &Port,
+    subset: &str,
+    policy: &Policy<'_>,
+    context: Context<'_>,
+) {
+    let service = &context.known.service;
+    let trust_domain = &context.config.trust_domain;
+    let servers = tls::Servers {
+        mesh_sni: &format!("outbound_.{}_.{subset}_.{}", port.number, service.host),
+        accounts: &tls::identities(service, &context.known.endpoints.accounts, context.config),
+        any_account: &format!("spiffe://{trust_domain}/ns/{}/sa/", service.namespace),
+        subject_alt_names: &service.subject_alt_names,
+        automatic: automatic(port, subset, policy, context, cluster),
+    };
+    let certificates = context.scope.certificates;
+    tls::apply(cluster, options, policy.tls, policy.proxy_protocol, servers, certificates);
 }
 
 /// Which endpoints of a cluster get mutual TLS without a rule. For a connection to its original destination, Envoy knows
