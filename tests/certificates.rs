@@ -107,7 +107,7 @@ async fn no_request_fails_while_certificates_and_the_root_are_replaced() {
     server["filter_chains"][0]["transport_socket"]["typed_config"]["require_client_certificate"] =
         true.into();
     let files = Files::new(&world.token("web", Some("web-0"), "istio-ca"), &world.roots);
-    let bootstrap = files.bootstrap_of(&world, "web", json!({"listeners": [server]}));
+    let bootstrap = files.bootstrap_of(&world, "web", &[], json!({"listeners": [server]}));
     let _envoy = start_envoy(files.0.path(), "envoy", &bootstrap).await;
 
     let token = world.token("pay", Some("pay-0"), "istio-ca");

@@ -559,11 +559,17 @@ impl Files {
     /// The bootstrap of `shop/web-0`, with a listener that presents its certificate.
     fn bootstrap(&self, world: &World, port: u16) -> PathBuf {
         let resources = json!({"listeners": [tls_listener(port)]});
-        self.bootstrap_of(world, "web", resources)
+        self.bootstrap_of(world, "web", &[], resources)
     }
 
     /// The bootstrap of the first pod of an account in `shop`, with these static resources added.
-    pub(crate) fn bootstrap_of(&self, world: &World, account: &str, resources: Value) -> PathBuf {
+    pub(crate) fn bootstrap_of(
+        &self,
+        world: &World,
+        account: &str,
+        more: &[&str],
+        resources: Value,
+    ) -> PathBuf {
         let file = self.path("envoy.json");
         let pod = format!("{account}-0");
         let printed = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
@@ -572,6 +578,7 @@ impl Files {
             .args(["--token-file", self.path("istio-token").to_str().unwrap()])
             .args(["--root-cert", self.path("root-cert.pem").to_str().unwrap()])
             .args(["--file", file.to_str().unwrap()])
+            .args(more)
             .output()
             .unwrap();
         assert!(printed.status.success(), "{printed:?}");

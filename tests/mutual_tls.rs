@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -78,24 +78,12 @@ async fn takes_plain_text() -> bool {
     get((SERVER, APPLICATION)).await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
-/// An Envoy of a pod of `shop`.
-async fn sidecar(world: &World, pod: &str, account: &str, more: &[&str]) -> (Files, Supervised) {
-    let files = Files::new(&world.token(account, Some(pod), "istio-ca"), &world.roots);
-    let file = files.path("envoy.json");
-    let printed = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
-        .args(["bootstrap", "-o", "json", "--xds", &format!("127.0.0.1:{}", world.port)])
-        .args(["--pod", pod, "-n", "shop", "--service-account", account])
-        .args(["--token-file", files.path("istio-token").to_str().unwrap()])
-        .args(["--root-cert", files.path("root-cert.pem").to_str().unwrap()])
-        .args(["--file", file.to_str().unwrap()])
-        .args(more)
-        .output()
-        .unwrap();
-    assert!(printed.status.success(), "{printed:?}");
-    let mut bootstrap: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    bootstrap["admin"]["address"]["socket_address"]["port_value"] = 0.into();
-    std::fs::write(&file, bootstrap.to_string()).unwrap();
-    let envoy = start_envoy(files.0.path(), "envoy", &file).await;
+/// An Envoy of the first pod of a service account in `shop`.
+async fn sidecar(world: &World, account: &str, more: &[&str]) -> (Files, Supervised) {
+    let token = world.token(account, Some(&format!("{account}-0")), "istio-ca");
+    let files = Files::new(&token, &world.roots);
+    let bootstrap = files.bootstrap_of(world, account, more, json!({}));
+    let envoy = start_envoy(files.0.path(), "envoy", &bootstrap).await;
     (files, envoy)
 }
 
@@ -210,9 +198,8 @@ async fn sidecars_encrypt_and_a_peer_authentication_decides_what_else_is_taken()
     let _application = application().await;
     world.cluster.apply(&service("web"));
     world.cluster.apply(&rule("null"));
-    let (server, _envoy) = sidecar(&world, "web-0", "web", &["--ip", SERVER]).await;
-    let _client =
-        sidecar(&world, "pay-0", "pay", &["--ip", "10.2.0.9", "--intercept", "none"]).await;
+    let (server, _envoy) = sidecar(&world, "web", &["--ip", SERVER]).await;
+    let _client = sidecar(&world, "pay", &["--ip", "10.2.0.9", "--intercept", "none"]).await;
 
     // Without a policy sidecars encrypt, and others need not.
     requests_are_encrypted(true).await;

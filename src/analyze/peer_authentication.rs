@@ -80,12 +80,7 @@ fn plain_text(
     let mut by: BTreeSet<String> = BTreeSet::new();
     for known in mesh.services.get(host).into_iter().flat_map(|list| list.iter()) {
         for endpoint in known.endpoints.list.iter().filter(|endpoint| endpoint.takes_mutual_tls) {
-            let workload = &endpoint.workload;
-            let peers = mesh.peer_authentications.of_workload(
-                &workload.namespace,
-                &workload.labels,
-                &mesh.config.root_namespace,
-            );
+            let peers = mesh.peer_policy_of(&endpoint.workload);
             if peers.at(endpoint.port) == Accepts::MutualTls {
                 by.extend(peers.objects.iter().map(ToString::to_string));
             }

@@ -2,8 +2,8 @@
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 
-use super::Endpoint;
-use crate::api::TlsMode;
+use super::{Endpoint, socket_text};
+use crate::api::{ObjectKey, TlsMode};
 use crate::mesh::{self, Accepts, Certificates, RegisteredService, ScopeView, TLS_MODE};
 use crate::translate::policy::Policy;
 use crate::translate::{self, tls};
@@ -60,17 +60,12 @@ fn members<'a>(
     let is_listed = |member: &&mesh::Endpoint| {
         endpoints.is_empty()
             || endpoints.iter().any(|endpoint| {
-                member.addresses().any(|address| endpoint.address == text(address, member.port))
+                member
+                    .addresses()
+                    .any(|address| endpoint.address == socket_text(address, member.port))
             })
     };
     of_port.filter(is_listed).collect()
-}
-
-fn text(address: &str, port: u16) -> String {
-    match address.contains(':') && !address.starts_with("unix:") {
-        true => format!("[{address}]:{port}"),
-        false => format!("{address}:{port}"),
-    }
 }
 
 /// What decides about the encryption of connections to one cluster.
@@ -93,8 +88,7 @@ impl<'a> Connection<'a> {
     ) -> Self {
         let rule = view.destination_rule(known);
         let policy = Policy::new(rule.map(|rule| &**rule), subset, port);
-        let names = rule
-            .map(|rule| rule.keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+        let names = rule.map(|rule| objects(&rule.keys));
         Self {
             view,
             by_rule: names.zip(policy.tls.map(|tls| tls.mode)),
@@ -137,7 +131,7 @@ impl<'a> Connection<'a> {
         if by_choice || self.encrypts(member) {
             return None;
         }
-        let (at, policy) = (text(&member.address, member.port), self.policy(member));
+        let (at, policy) = (socket_text(&member.address, member.port), self.policy(member));
         Some(match member.workload.labels.get(TLS_MODE) {
             _ if member.takes_mutual_tls => {
                 format!(
@@ -145,7 +139,7 @@ impl<'a> Connection<'a> {
                 )
             }
             Some(mode) if mode == mesh::TLS_MODE_ISTIO => {
-                format!("{at} takes only plain text, by {}", objects(&policy))
+                format!("{at} takes only plain text, by {}", objects(&policy.objects))
             }
             Some(mode) => format!("{at} has no certificates: its label {TLS_MODE} is `{mode}`"),
             None => format!("{at} has no certificates: it lacks the label {TLS_MODE}"),
@@ -154,26 +148,20 @@ impl<'a> Connection<'a> {
 
     /// Why an endpoint refuses the connection.
     fn why_refused(&self, member: &mesh::Endpoint) -> Option<String> {
-        let at = text(&member.address, member.port);
+        let at = socket_text(&member.address, member.port);
         if self.encrypts(member) {
             return (!member.takes_mutual_tls).then(|| format!("{at} takes no mutual TLS"));
         }
         let policy = self.policy(member);
         (member.takes_mutual_tls && policy.at(member.port) == Accepts::MutualTls)
-            .then(|| format!("{at} takes only mutual TLS, by {}", objects(&policy)))
+            .then(|| format!("{at} takes only mutual TLS, by {}", objects(&policy.objects)))
     }
 
     fn policy(&self, member: &mesh::Endpoint) -> mesh::PeerPolicy {
-        let mesh = self.view.mesh;
-        let workload = &member.workload;
-        mesh.peer_authentications.of_workload(
-            &workload.namespace,
-            &workload.labels,
-            &mesh.config.root_namespace,
-        )
+        self.view.mesh.peer_policy_of(&member.workload)
     }
 }
 
-fn objects(policy: &mesh::PeerPolicy) -> String {
-    policy.objects.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn objects(keys: &[ObjectKey]) -> String {
+    keys.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

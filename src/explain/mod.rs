@@ -591,6 +591,17 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
     })
 }
 
+/// An IP address, or the path of a socket (`unix://...`), with the port of the former.
+fn socket_text(address: &str, port: u16) -> String {
+    if let Some(path) = address.strip_prefix("unix://") {
+        return path.to_owned();
+    }
+    match address.contains(':') {
+        true => format!("[{address}]:{port}"),
+        false => format!("{address}:{port}"),
+    }
+}
+
 fn address_text(address: &core::Address) -> Option<String> {
     match address.address.as_ref()? {
         core::address::Address::SocketAddress(socket) => {
@@ -598,12 +609,7 @@ fn address_text(address: &core::Address) -> Option<String> {
                 Some(core::socket_address::PortSpecifier::PortValue(port)) => port,
                 _ => 0,
             };
-            let is_v6 = socket.address.contains(':');
-            Some(if is_v6 {
-                format!("[{}]:{port}", socket.address)
-            } else {
-                format!("{}:{port}", socket.address)
-            })
+            u16::try_from(port).ok().map(|port| socket_text(&socket.address, port))
         }
         core::address::Address::Pipe(pipe) => Some(pipe.path.clone()),
         _ => None,

@@ -9,7 +9,7 @@ use super::peer_authentications::PeerPolicy;
 use super::proxy::{Certificates, Families, Interception, Proxy, Scope};
 use super::service::{Resolution, Service};
 use super::topology::{Locality, Topology, is_topology};
-use super::{Endpoint, Mesh};
+use super::{Endpoint, Mesh, Workload};
 
 impl Mesh {
     /// The attributes of `proxy` that can affect its configuration in this state of the mesh.
@@ -67,6 +67,13 @@ impl Mesh {
         }
     }
 
+    /// What the ports of a workload accept.
+    pub(crate) fn peer_policy_of(&self, workload: &Workload) -> PeerPolicy {
+        let Workload { namespace, labels, .. } = workload;
+        let root = &self.config.root_namespace;
+        self.peer_authentications.of_workload(namespace, labels, root)
+    }
+
     /// What the ports of a proxy accept; everything if it has no certificates and weir gives none to any proxy.
     fn peer_policy(&self, proxy: &Proxy) -> PeerPolicy {
         let applies = proxy.certificates != Certificates::None || self.config.identities;
@@ -76,9 +83,11 @@ impl Mesh {
         // A pod's labels change during its life, and clients go by those that it has.
         let mut own = self.endpoints_of(proxy).map(|(_, endpoint)| &endpoint.workload);
         let pod = own.find(|pod| pod.namespace == proxy.namespace && !pod.labels.is_empty());
-        let labels = pod.map_or(&proxy.labels, |pod| &pod.labels);
+        if let Some(pod) = pod {
+            return self.peer_policy_of(pod);
+        }
         let root = &self.config.root_namespace;
-        self.peer_authentications.of_workload(&proxy.namespace, labels, root)
+        self.peer_authentications.of_workload(&proxy.namespace, &proxy.labels, root)
     }
 
     /// The location of a proxy: as it reports, else that of its pod or of the endpoints at its address.

@@ -194,8 +194,12 @@ struct InboundListenerKey {
 
 impl InboundListenerKey {
     fn new(scope: &Scope) -> Self {
-        let Scope { inbound, families, certificates, peers, .. } = scope.clone();
-        Self { ports: inbound, families, certificates, peers }
+        Self {
+            ports: scope.inbound.clone(),
+            families: scope.families,
+            certificates: scope.certificates,
+            peers: scope.peers.clone(),
+        }
     }
 }
 

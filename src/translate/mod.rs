@@ -49,9 +49,15 @@ pub(crate) fn cluster_name(port: u16, subset: &str, host: &str) -> String {
 
 /// The port, subset and host in the name of an outbound cluster.
 pub(crate) fn destination_of(cluster: &str) -> Option<(u16, &str, &str)> {
+    let (port, subset, host) = parts(cluster)?;
+    Some((port.parse().ok()?, subset, host))
+}
+
+/// The parts of the name of an outbound cluster: port, subset and host.
+fn parts(cluster: &str) -> Option<(&str, &str, &str)> {
     let (port, rest) = cluster.strip_prefix("outbound|")?.split_once('|')?;
     let (subset, host) = rest.split_once('|')?;
-    Some((port.parse().ok()?, subset, host))
+    Some((port, subset, host))
 }
 
 /// The name of an inbound cluster.
@@ -116,8 +122,7 @@ pub(crate) fn duration(duration: time::Duration) -> Option<Duration> {
 
 /// The cluster name of the whole service, given the name of a subset's cluster.
 pub(crate) fn service_cluster_name(cluster: &str) -> Option<String> {
-    let (port, default_cluster) = cluster.strip_prefix("outbound|")?.split_once('|')?;
-    let (subset, host) = default_cluster.split_once('|')?;
+    let (port, subset, host) = parts(cluster)?;
     (!subset.is_empty()).then(|| format!("outbound|{port}||{host}"))
 }
 

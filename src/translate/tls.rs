@@ -105,24 +105,16 @@ pub(crate) fn apply(
     };
     let socket = context.map(|context| tls_socket(&context));
     if settings.is_none() && servers.automatic == Automatic::ByEndpoint {
-        let plain = match proxy_protocol {
-            Some(header) => with_header(None, header),
-            None => raw_buffer(),
-        };
-        let encrypted = match proxy_protocol {
-            Some(header) => Some(with_header(socket, header)),
-            None => socket,
-        };
         cluster.transport_socket_matches = vec![
             pb::cluster::TransportSocketMatch {
                 name: format!("tlsMode-{TLS_MODE_ISTIO}"),
                 r#match: Some(takes_mutual_tls()),
-                transport_socket: encrypted,
+                transport_socket: socket,
             },
             pb::cluster::TransportSocketMatch {
                 name: "tlsMode-disabled".to_owned(),
                 r#match: Some(Struct::default()),
-                transport_socket: Some(plain),
+                transport_socket: Some(raw_buffer()),
             },
         ];
         return;
