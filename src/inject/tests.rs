@@ -667,3 +667,15 @@ fn clients_send_mutual_tls_only_to_what_can_take_it() {
         assert_eq!(pod["metadata"]["labels"]["security.istio.io/tlsMode"], expected);
     }
 }
+
+#[test]
+fn the_annotation_names_the_service_account_of_the_pod_whatever_it_said() {
+    for (field, expected) in
+        [("serviceAccountName", "pay"), ("serviceAccount", "pay"), ("x", "default")]
+    {
+        let mut pod = annotated(json!({"weir.dev/service-account": "admin"}));
+        pod["spec"][field] = "pay".into();
+        let pod = injected(&pod, &Options::default());
+        assert_eq!(pod["metadata"]["annotations"]["weir.dev/service-account"], expected);
+    }
+}
