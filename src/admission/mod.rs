@@ -3,8 +3,8 @@
 //! Every resource that a client can consume has an owner and a limit. Connections, requests and memory come from
 //! [`Pool`]s: each has a total limit and a limit per peer, and a [`Permit`] is returned to its pool on drop. When a
 //! pool is exhausted, a peer with less than another gets its share from the peer that has the most, so no peer can lock
-//! out others. Streams start in turns, round robin over peers ([`Turns`]). [`serve`] accepts connections and closes
-//! idle ones.
+//! out others. Streams start in turns, round robin over peers ([`Turns`]), and few at once ([`Starts`]). [`serve`] accepts
+//! connections and closes idle ones.
 //!
 //! A peer is an address, which is all that is known about an unauthenticated client.
 
@@ -14,6 +14,7 @@ mod listener;
 pub(crate) mod memory;
 mod paced;
 mod pool;
+mod starts;
 mod turns;
 
 use std::fmt;
@@ -29,6 +30,7 @@ use crate::metrics::Metrics;
 pub(crate) use connection::{Connection, Exchange, Hold};
 pub(crate) use listener::{Protocol, serve, serve_tls};
 pub(crate) use pool::{Exhausted, Permit, Pool, Resource};
+pub(crate) use starts::{LONGEST as LONGEST_START, Start, Starts};
 pub(crate) use turns::Turns;
 
 /// The memory cost of an open connection in bytes: the buffers and state of hyper and h2.

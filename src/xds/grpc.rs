@@ -103,6 +103,7 @@ impl<M: Message + Default> Requests<M> {
                     Status::invalid_argument(format!("the request cannot be decoded: {error}"))
                 });
             }
+            self.make_room().await?;
             if !self.more().await? {
                 let message = "the stream ended in the middle of a request";
                 return if self.buffer.is_empty() {
@@ -124,6 +125,18 @@ impl<M: Message + Default> Requests<M> {
         Ok(true)
     }
 
+    /// Gives a long message its whole buffer at once: a buffer that grows by doubling is copied each time, and the freed
+    /// copies stay resident for a while.
+    async fn make_room(&mut self) -> Result<(), Status> {
+        let length = self.length().filter(|length| *length <= MAX_REQUEST);
+        let room = length.map_or(0, |length| length + PREFIX);
+        if self.buffer.capacity() < room {
+            self.charge_before_due(room).await?;
+            self.buffer.reserve(room - self.buffer.len());
+        }
+        Ok(())
+    }
+
     /// Reads the next part of the body. Returns whether there was one.
     async fn more(&mut self) -> Result<bool, Status> {
         let Some(frame) = self.frame().await? else {
@@ -131,15 +144,6 @@ impl<M: Message + Default> Requests<M> {
         };
         if let Ok(data) = frame?.into_data() {
             self.buffer.extend_from_slice(&data);
-            // A long message gets its whole buffer at once: a buffer that grows by doubling is copied each time, and
-            // the freed copies stay resident for a while.
-            if let Some(length) = self.length().filter(|length| *length <= MAX_REQUEST) {
-                let room = length + PREFIX;
-                if self.buffer.capacity() < room {
-                    self.charge_before_due(room).await?;
-                    self.buffer.reserve(room - self.buffer.len());
-                }
-            }
             self.charge(self.buffer.capacity())?;
         }
         Ok(true)

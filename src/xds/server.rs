@@ -33,7 +33,9 @@ use super::grpc::{self, Outgoing, Requests};
 use super::node::read_node;
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
 use super::wire::Frame;
-use crate::admission::{self, Admission, Exchange, Limits, Protocol, Turns};
+use crate::admission::{
+    self, Admission, Exchange, LONGEST_START, Limits, Protocol, Start, Starts, Turns,
+};
 use crate::ca::{CertificateAuthority, CertificateService};
 use crate::identity::{Identity, TokenError, TokenReviewer};
 use crate::mesh::{Certificates, Proxy, ProxyError};
@@ -73,6 +75,7 @@ struct Shared {
     settings: StreamSettings,
     admission: Arc<Admission>,
     turns: Turns,
+    starts: Starts,
     last_id: AtomicU64,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -98,6 +101,7 @@ impl Ads {
             settings,
             admission,
             turns,
+            starts: Starts::default(),
             last_id,
             closing,
             tasks,
@@ -401,12 +405,13 @@ struct Served {
 impl StreamTask<'_> {
     async fn run<M: DiscoveryRequest>(&self, mut requests: Requests<M>) -> Result<(), Status> {
         let shared = self.shared;
-        let Some(first) = self.first(&mut requests).await? else {
+        let Some((first, start)) = self.first(&mut requests).await? else {
             return Ok(());
         };
         let mut served = self.serve(&first).await?;
         let mut inventory_requests = shared.connections.register(self.id, &served.status);
-        let mut request = Some(first);
+        let (mut request, mut start) = (Some(first), Some(start));
+        let start_ends = tokio::time::Instant::now() + LONGEST_START;
         let mut leave_at: Option<tokio::time::Instant> = None;
         let mut token_lost = pin!(self.token_lost(served.token_expires));
         loop {
@@ -417,6 +422,7 @@ impl StreamTask<'_> {
                 return Ok(());
             }
             requests.settle(served.held_bytes())?;
+            start = start.filter(|_| !served.status.resting);
             shared.connections.set(self.id, &served.status);
             let wake = at(served.machine.wake_at().map(Into::into));
             tokio::select! {
@@ -433,6 +439,7 @@ impl StreamTask<'_> {
                 }
                 () = served.beside.changed() => {}
                 () = wake => {}
+                () = at(start.is_some().then_some(start_ends)) => start = None,
                 () = self.exchange.over() => return Err(self.revoked()),
                 () = shared.closing.cancelled(), if leave_at.is_none() => {
                     let streams = shared.admission.streams().used();
@@ -576,13 +583,13 @@ impl StreamTask<'_> {
         Ok(true)
     }
 
-    /// The first request; `None` if the client ends the stream without one. A stream waits for its turn only once its
-    /// first request begins: a client that only opens streams takes no turn, and a waiting stream holds almost no
-    /// memory.
+    /// The first request, and the place of this stream among those that start; `None` if the client ends the stream without
+    /// one. A stream waits for its turn only once its first request begins: a client that only opens streams takes no turn,
+    /// and a waiting stream holds almost no memory.
     async fn first<M: DiscoveryRequest>(
         &self,
         requests: &mut Requests<M>,
-    ) -> Result<Option<M>, Status> {
+    ) -> Result<Option<(M, Start)>, Status> {
         let within = self.exchange.limits().first_request;
         let first = async {
             let begun = tokio::time::timeout(within, requests.begun()).await.map_err(|_| {
@@ -593,8 +600,10 @@ impl StreamTask<'_> {
                 return Ok(None);
             }
             self.exchange.is_in_use();
-            self.shared.turns.turn(self.exchange.peer()).await;
-            requests.next().await
+            let (shared, peer) = (self.shared, self.exchange.peer());
+            shared.turns.turn(peer).await;
+            let start = shared.starts.place(peer).await;
+            Ok(requests.next().await?.map(|first| (first, start)))
         };
         tokio::select! {
             first = first => first,
