@@ -155,6 +155,7 @@ impl ControlPlane {
             connections: Arc::default(),
             published,
             freshness_probe,
+            stores: stores.clone(),
             peers: PeerAnswers::new(options.peers.as_ref()),
             closing: CancellationToken::new(),
         };
@@ -520,7 +521,7 @@ struct Engine {
     /// The held-back changes that were already logged.
     reported: BTreeSet<ReportedHold>,
     store: Store,
-    /// Where the webhook finds the store.
+    /// Where the webhook and the admin API find the store.
     stores: watch::Sender<Option<Store>>,
     dirty: BTreeSet<ObjectKey>,
     revision: watch::Sender<MeshRevision>,

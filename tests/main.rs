@@ -37,6 +37,7 @@ mod log;
 mod manifests;
 mod mutual_tls;
 mod names;
+mod page;
 mod pilot_agent;
 mod redirect;
 mod replicas;

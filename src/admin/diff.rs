@@ -77,7 +77,8 @@ fn compare<'a>(
     }
 }
 
-fn value(json: &Value) -> pb::Value {
+/// A JSON value as a message.
+pub(super) fn value(json: &Value) -> pb::Value {
     use pb::value::Kind;
     let kind = match json {
         Value::Null => Kind::NullValue(0),

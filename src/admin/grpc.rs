@@ -238,7 +238,7 @@ fn state(sent: &SentResource, report: &ProxyReport) -> v1::resource::State {
 }
 
 /// The namespaces of a list: a name, or all if it is empty.
-fn checked_namespace(namespace: &str) -> Result<(), Status> {
+pub(super) fn checked_namespace(namespace: &str) -> Result<(), Status> {
     if namespace.is_empty() {
         return Ok(());
     }
@@ -247,6 +247,14 @@ fn checked_namespace(namespace: &str) -> Result<(), Status> {
 
 pub(super) fn not_found(key: &ObjectKey) -> Status {
     Status::not_found(format!("{key} does not exist"))
+}
+
+/// Runs what takes long on a thread of its own, so that it does not delay streams.
+async fn in_background<T: Send + 'static>(
+    make: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    let made = tokio::task::spawn_blocking(make).await;
+    made.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
 }
 
 #[tonic::async_trait]
@@ -373,6 +381,24 @@ impl v1::admin_server::Admin for Admin {
                 Ok(status)
             }
         })))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<v1::ExplainRequest>,
+    ) -> Result<Response<v1::ExplainResponse>, Status> {
+        self.ensure_ready()?;
+        let admin = self.clone();
+        in_background(move || admin.explanation(request.get_ref())).await
+    }
+
+    async fn list_findings(
+        &self,
+        request: Request<v1::ListFindingsRequest>,
+    ) -> Result<Response<v1::ListFindingsResponse>, Status> {
+        self.ensure_ready()?;
+        let admin = self.clone();
+        in_background(move || admin.findings(&request.get_ref().namespace)).await
     }
 
     type WatchSummariesStream = Updates<v1::SummariesUpdate>;

@@ -16,9 +16,9 @@ use prost_reflect::{
 use serde_json::json;
 use tonic::{Code, Request, Status};
 
-use super::Admin;
 use super::api::v1;
 use super::api::v1::admin_server::Admin as Methods;
+use super::{Admin, page};
 use crate::proto_json;
 use crate::text::listed;
 
@@ -27,9 +27,12 @@ pub(super) fn routes() -> Router<Admin> {
     Router::new()
         .route("/proxies", get(proxies))
         .route("/readiness", get(readiness))
+        .route("/events", get(page::events))
         .route("/dump", get(dump))
         .route("/diff", get(diff))
         .route("/splits", get(splits))
+        .route("/explain", get(explain))
+        .route("/findings", get(findings))
         .route("/objects/{kind}/{namespace}/{name}", get(object))
         .fallback(async || refuse(&Status::not_found(NO_SUCH_PATH)))
         .method_not_allowed_fallback(async || {
@@ -53,12 +56,20 @@ async fn splits(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Res
     call(fields, async |request| admin.list_splits(request).await).await
 }
 
+async fn explain(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
+    call(fields, async |request| admin.explain(request).await).await
+}
+
+async fn findings(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
+    call(fields, async |request| admin.list_findings(request).await).await
+}
+
 async fn readiness(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
     call(fields, async |request| admin.get_readiness(request).await).await
 }
 
 const NO_SUCH_PATH: &str = "no such path; expected one of /api/v1/proxies, /api/v1/dump, /api/v1/diff, \
-                            /api/v1/splits, /api/v1/readiness and /api/v1/objects/KIND/NAMESPACE/NAME";
+                            /api/v1/splits, /api/v1/explain, /api/v1/findings, /api/v1/readiness and /api/v1/objects/KIND/NAMESPACE/NAME";
 
 /// Fields of a request with their values. Any query string can be read as these.
 type Fields = Vec<(String, String)>;
@@ -147,10 +158,14 @@ fn read<Q: Message + Name + Default>(fields: &[(String, String)]) -> Result<Q, S
     for (name, text) in fields {
         let field =
             descriptor.get_field_by_json_name(name).ok_or_else(|| unknown(name, &descriptor))?;
-        if !seen.insert(name) {
+        let value = value(&field, text)?;
+        if !field.is_list() && !seen.insert(name) {
             return Err(Status::invalid_argument(format!("parameter `{name}`: is given twice")));
         }
-        message.set_field(&field, value(&field, text)?);
+        match message.get_field_mut(&field) {
+            Value::List(values) => values.push(value),
+            single => *single = value,
+        }
     }
     message.transcode_to().map_err(internal)
 }
@@ -167,7 +182,7 @@ fn unknown(name: &str, request: &MessageDescriptor) -> Status {
 
 fn value(field: &FieldDescriptor, text: &str) -> Result<Value, Status> {
     match field.kind() {
-        Kind::String if !field.is_list() => Ok(Value::String(text.to_owned())),
+        Kind::String => Ok(Value::String(text.to_owned())),
         Kind::Enum(kind) if !field.is_list() => enum_value(&kind, text).map_err(|right| {
             Status::invalid_argument(format!(
                 "parameter `{}`: is `{text}`; expected {right}",
@@ -206,6 +221,8 @@ mod tests {
             read(&fields("proxy=shop%2Fclient-0&type=RDS")).unwrap();
         assert_eq!((&*request.proxy, request.r#type()), ("shop/client-0", v1::ResourceType::Rds));
         assert_eq!(read::<v1::ListProxiesRequest>(&fields("")).unwrap(), v1::ListProxiesRequest {});
+        let request: v1::ExplainRequest = read(&fields("headers=a:%20b&headers=c:%20d")).unwrap();
+        assert_eq!(request.headers, ["a: b", "c: d"]);
     }
 
     #[test]

@@ -6,6 +6,8 @@ mod diff;
 mod gates;
 mod grpc;
 mod http;
+mod page;
+mod questions;
 mod summaries;
 
 use std::sync::Arc;
@@ -26,6 +28,7 @@ use crate::snapshot::SnapshotCache;
 use crate::source::probe::FreshnessProbe;
 use crate::source::sync::KindSync;
 use crate::status::Published;
+use crate::store::Store;
 use crate::webhook;
 use crate::xds::connections::Connections;
 
@@ -54,16 +57,19 @@ pub(crate) struct Admin {
     pub published: Arc<Published>,
     /// Asks the source how fresh an object is.
     pub freshness_probe: FreshnessProbe,
+    /// The newest objects; `None` before the first complete state.
+    pub stores: watch::Receiver<Option<Store>>,
     /// What the other replicas answer.
     pub peers: PeerAnswers,
     /// Ends the streaming responses at shutdown.
     pub closing: CancellationToken,
 }
 
-/// The pages: `/healthz` (the process lives), `/ready` (it serves), `/metrics`, the gates of rollout tools below `/gates`,
+/// The web page on `/`, `/healthz` (the process lives), `/ready` (it serves), `/metrics`, the gates of rollout tools below `/gates`,
 /// and the admin API, which is JSON below `/api/v1` and gRPC.
 pub(crate) fn router(admin: Admin) -> Router {
     Router::new()
+        .merge(page::routes())
         .nest("/api/v1", http::routes())
         .nest("/gates", gates::routes())
         .route("/healthz", get(async || "ok\n"))
@@ -86,7 +92,7 @@ async fn no_such_page(headers: HeaderMap) -> Response {
     }
     (
         StatusCode::NOT_FOUND,
-        "no such page; there are /healthz, /ready, /metrics, /gates/... and /api/v1/...\n",
+        "no such page; there are /, /healthz, /ready, /metrics, /gates/... and /api/v1/...\n",
     )
         .into_response()
 }

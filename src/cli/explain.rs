@@ -1,31 +1,36 @@
 //! `weir explain`: shows how a request is routed, based on the resources that Envoy gets.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::objects::Objects;
-use crate::explain::{
-    self, ConsideredRoute, Destination, Explanation, Outcome, Request, TrafficQuery,
-};
-use crate::mesh::ScopeView;
+use super::remote::{AdminArgs, Output, status_error};
+use crate::admin::api::v1;
+use crate::explain::{self, Request, TrafficQuery};
+use crate::mesh::{MeshConfig, ScopeView};
+use crate::proto_json;
 use crate::snapshot::SnapshotBuilder;
 
 /// Explain how a request is routed: which route matches, why earlier ones do not, and where it goes
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
+  weir explain --from shop/client-0 --request 'GET http://web/api/x'
   weir explain -f objects/ --from shop/client-0 --request 'GET http://web/api/x' -H 'x-user: alice'
   weir explain -f objects/ --from shop/client-0 --tcp db.shop:5432
   weir explain -f objects/ --from shop/client-0 --tcp api.example.com:443 --sni api.example.com
 
-The result is computed from the resources that the client's Envoy gets from a weir serve started with
-these objects: weight for a subset without a ready endpoint is held back, see --empty-subset.
+Without -f, the running weir answers, by what it serves now. With -f, the result is computed from the
+resources that the client's Envoy gets from a weir serve started with these objects: weight for a
+subset without a ready endpoint is held back, see --empty-subset.
 Exit status 1 if the request ends in an error: no route, a missing cluster, or no healthy endpoint.")]
 pub(crate) struct Args {
-    /// A YAML file, or a folder of them, with the objects
-    #[arg(short, long, value_name = "FILE|DIR")]
-    file: PathBuf,
+    /// A YAML file, or a folder of them, with the objects [default: ask the running weir]
+    #[arg(short, long, value_name = "FILE|DIR", conflicts_with = "admin")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    admin: AdminArgs,
     /// The client pod; it need not be among the objects
     #[arg(long, value_name = "NAMESPACE/POD")]
     from: String,
@@ -48,214 +53,61 @@ pub(crate) struct Args {
     mesh: super::MeshArgs,
 }
 
-/// How to print.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Output {
-    /// A table.
-    Table,
-    /// A JSON object.
-    Json,
-    /// The same as YAML.
-    Yaml,
-}
-
 /// Runs the command.
-pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let traffic = match (&args.request, &args.tcp) {
         (Some(request), _) => {
             Request::parse(request, &args.headers).map(TrafficQuery::Http).map_err(super::usage)?
         }
-        (None, Some(to)) => tcp(to, args.sni.clone()).map_err(super::usage)?,
+        (None, Some(to)) => TrafficQuery::tcp(to, args.sni.clone())
+            .map_err(|why| super::usage(format!("--tcp {why}")))?,
         (None, None) => bail!("one of --request and --tcp is required"),
     };
-    let objects = Objects::load(&args.file, args.mesh.config())?;
-    let proxy = objects.proxy(&args.from, false)?;
-    if !objects.has_pod(&args.from) {
-        eprintln!(
-            "weir: pod {} is not among the objects: assuming that it has no labels",
-            args.from
-        );
+    let (json, text, succeeds) = match args.file.clone() {
+        Some(file) => by_files(args.mesh.config(), &args.from, &file, &traffic)?,
+        None => by_weir(&args).await?,
+    };
+    args.output.print(&json, || text)?;
+    Ok(if succeeds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The answer as JSON and as text, and whether the request ends without an error.
+type Answer = (serde_json::Value, String, bool);
+
+fn by_files(
+    config: MeshConfig,
+    from: &str,
+    file: &Path,
+    traffic: &TrafficQuery,
+) -> anyhow::Result<Answer> {
+    let objects = Objects::load(file, config)?;
+    let proxy = objects.proxy(from, false)?;
+    if !objects.has_pod(from) {
+        eprintln!("weir: pod {from} is not among the objects: assuming that it has no labels");
     }
     let scope = objects.mesh.scope(&proxy);
     let snapshot = SnapshotBuilder::default().snapshot(&objects.mesh, &scope);
     let view = ScopeView::new(&objects.mesh, &scope);
-    let mut answer = explain::explain(&view, &snapshot, &traffic);
+    let mut answer = explain::explain(&view, &snapshot, traffic);
     answer.add_held(&objects.held);
-    super::print(&match args.output {
-        Output::Json => format!("{}\n", serde_json::to_string_pretty(&answer)?),
-        Output::Yaml => super::to_yaml(&serde_json::to_value(&answer)?)?,
-        Output::Table => text(&answer),
-    })?;
-    Ok(if succeeds(&answer.outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let succeeds = explain::succeeds(&answer.outcome);
+    Ok((serde_json::to_value(&answer)?, explain::text(&answer), succeeds))
 }
 
-fn tcp(to: &str, sni: Option<String>) -> Result<TrafficQuery, String> {
-    let parsed =
-        to.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
-    match parsed.filter(|(host, port)| !host.is_empty() && *port > 0) {
-        Some((host, port)) => Ok(TrafficQuery::Tcp { host: host.to_ascii_lowercase(), port, sni }),
-        None => Err(format!("--tcp `{to}`: expected HOST:PORT")),
+async fn by_weir(args: &Args) -> anyhow::Result<Answer> {
+    let mut client = args.admin.client().await?;
+    let request = v1::ExplainRequest {
+        from: args.from.clone(),
+        request: args.request.clone().unwrap_or_default(),
+        headers: args.headers.clone(),
+        tcp: args.tcp.clone().unwrap_or_default(),
+        sni: args.sni.clone().unwrap_or_default(),
+    };
+    let answer = client.explain(request).await.map_err(status_error)?.into_inner();
+    if answer.proxy.is_empty() {
+        eprintln!("weir: the proxy of {} is not connected: this is what it would get", args.from);
     }
-}
-
-fn succeeds(outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Forward { destinations, .. } => {
-            destinations.iter().all(|to| !to.missing && has_healthy_endpoint(to))
-        }
-        Outcome::Redirect { .. } => true,
-        Outcome::Respond { status, .. } => *status < 500,
-        Outcome::NoRoute | Outcome::Closed => false,
-    }
-}
-
-fn has_healthy_endpoint(to: &Destination) -> bool {
-    uses_original_destination(to) || to.endpoints.iter().any(|endpoint| endpoint.healthy)
-}
-
-/// Clusters that use the original destination have no endpoints of their own.
-fn uses_original_destination(to: &Destination) -> bool {
-    to.policies.iter().any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED")
-}
-
-/// Lines with a label in front.
-#[derive(Default)]
-struct Lines(String);
-
-impl Lines {
-    fn add(&mut self, label: &str, text: &str) {
-        self.0.push_str(format!("{label:<18}{text}").trim_end());
-        self.0.push('\n');
-    }
-}
-
-fn text(answer: &Explanation) -> String {
-    let mut lines = Lines::default();
-    let listener = if answer.listener.is_empty() { "none" } else { &answer.listener };
-    lines.add("listener", listener);
-    if let Some(routes) = &answer.route_configuration {
-        lines.add("routes", routes);
-    }
-    if let Some(host) = &answer.virtual_host {
-        let domain = answer.domain.as_deref().unwrap_or_default();
-        lines.add("host", &format!("{host}, matched by domain {domain}"));
-    }
-    add_considered(&answer.considered, &mut lines);
-    for held in &answer.held {
-        lines.add("held", &format!("{}: {}", held.field, held.reason()));
-    }
-    if !answer.overruled.is_empty() {
-        lines.add("overruled", &answer.overruled.join(", "));
-    }
-    match &answer.outcome {
-        Outcome::Forward { destinations, copies, policies } => {
-            for (name, value) in policies {
-                lines.add(name, value);
-            }
-            let is_http = answer.route_configuration.is_some();
-            let failure = if is_http { "503" } else { "the connection is closed" };
-            for (label, list) in [("to", destinations), ("mirrored to", copies)] {
-                for to in list {
-                    add_destination(label, to, failure, &mut lines);
-                }
-            }
-        }
-        Outcome::Redirect { status, location } => {
-            lines.add("response", &format!("{status}, to {location}"));
-        }
-        Outcome::Respond { status, body } => lines.add("response", &format!("{status} {body}")),
-        Outcome::NoRoute => lines.add("response", "404: no route matches"),
-        Outcome::Closed => lines.add("response", "the connection is closed: nothing matches"),
-    }
-    lines.0
-}
-
-fn add_considered(considered: &[ConsideredRoute], lines: &mut Lines) {
-    for (n, route) in considered.iter().enumerate() {
-        let label = if n == 0 { "tried" } else { "" };
-        let name = match route.name.as_str() {
-            "" => String::new(),
-            name => format!(" ({name})"),
-        };
-        let what = match &route.object {
-            Some(object) => format!("{object} {}{name}", route.field),
-            None => format!("the default route of the host{name}"),
-        };
-        match &route.not {
-            Some(reason) => {
-                lines.add(label, &format!("no   {what}"));
-                lines.add("", &format!("     {reason}"));
-            }
-            None => lines.add(label, &format!("yes  {what}")),
-        }
-    }
-}
-
-/// `failure` is what happens to traffic that the destination cannot take.
-fn add_destination(label: &str, to: &Destination, failure: &str, lines: &mut Lines) {
-    lines.add(label, &format!("{:>6.2} %  {}", to.percent, to.cluster));
-    if to.missing {
-        lines.add("", &format!("          this cluster does not exist: {failure}"));
-        return;
-    }
-    let policies: Vec<String> =
-        to.policies.iter().map(|(name, value)| format!("{name} {value}")).collect();
-    lines.add("", &format!("          {}", policies.join("; ")));
-    for endpoint in &to.endpoints {
-        let state = if endpoint.healthy { "" } else { "  not ready" };
-        let priority = match endpoint.priority {
-            0 => String::new(),
-            priority => format!("  priority {priority}"),
-        };
-        let addresses =
-            [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses].concat();
-        let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
-        lines.add("", &format!("            {}{priority}{state}", at.trim_end()));
-    }
-    if uses_original_destination(to) {
-        lines.add("", "            the original destination address");
-    } else if !has_healthy_endpoint(to) {
-        lines.add("", &format!("            no endpoint is ready: {failure}"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn to(balancer: &str, missing: bool) -> Destination {
-        Destination {
-            cluster: "c".into(),
-            percent: 100.0,
-            missing,
-            policies: vec![("load balancer", balancer.into())],
-            endpoints: Vec::new(),
-        }
-    }
-
-    fn answer(to: Destination, routes: Option<&str>) -> String {
-        let outcome =
-            Outcome::Forward { destinations: vec![to], copies: Vec::new(), policies: Vec::new() };
-        text(&Explanation {
-            route_configuration: routes.map(str::to_owned),
-            outcome,
-            ..Explanation::default()
-        })
-    }
-
-    #[test]
-    fn traffic_without_an_endpoint_is_explained() {
-        let lines = [
-            (answer(to("LEAST_REQUEST", false), Some("80")), "no endpoint is ready: 503"),
-            (
-                answer(to("LEAST_REQUEST", false), None),
-                "no endpoint is ready: the connection is closed",
-            ),
-            (answer(to("LEAST_REQUEST", true), Some("80")), "this cluster does not exist: 503"),
-            (answer(to("CLUSTER_PROVIDED", false), None), "the original destination address"),
-        ];
-        for (text, wanted) in lines {
-            assert_eq!(text.lines().last().unwrap().trim(), wanted);
-        }
-    }
+    let mut json = proto_json::message_to_json(&answer)?;
+    let explanation = json.get_mut("explanation").context("the answer has no explanation")?.take();
+    Ok((explanation, answer.text, answer.succeeds))
 }

@@ -66,7 +66,7 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Translate(args) => cli::translate::run(args),
-        Command::Explain(args) => cli::explain::run(args),
+        Command::Explain(args) => block_on(cli::explain::run(args)),
         Command::Inject(args) => cli::inject::run(*args),
         Command::Bootstrap(args) => cli::bootstrap::run(*args),
         Command::Redirect(args) => cli::redirect::run(*args),

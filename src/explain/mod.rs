@@ -10,6 +10,7 @@ mod policies;
 mod request;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use prost::Message;
 pub(crate) use answer::{ConsideredRoute, Endpoint};
 pub use answer::{Destination, Explanation, Outcome};
 pub use request::{Request, TrafficQuery};
+pub(crate) use text::{succeeds, text};
 
 use crate::api::{ObjectKey, shares};
 use crate::mesh::{

@@ -26,6 +26,21 @@ pub enum TrafficQuery {
     },
 }
 
+impl TrafficQuery {
+    /// A connection to `HOST:PORT`.
+    ///
+    /// # Errors
+    /// What is wrong with the text and what is expected.
+    pub fn tcp(to: &str, sni: Option<String>) -> Result<Self, String> {
+        let parsed =
+            to.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+        match parsed.filter(|(host, port)| !host.is_empty() && *port > 0) {
+            Some((host, port)) => Ok(Self::Tcp { host: host.to_ascii_lowercase(), port, sni }),
+            None => Err(format!("`{to}`: expected HOST:PORT")),
+        }
+    }
+}
+
 /// An HTTP request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {

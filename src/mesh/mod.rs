@@ -10,6 +10,7 @@ mod destination_rules;
 mod endpoint;
 mod host;
 mod peer_authentications;
+mod pod;
 mod proxy;
 mod relevance;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub(crate) use endpoint::{
 pub use host::resolve;
 pub(crate) use host::{Host, covers, is_wildcard, name_and_namespace, without_brackets};
 pub(crate) use peer_authentications::{Accepts, PeerAuthentications, PeerPolicy};
+pub(crate) use pod::{pod_name, proxy_of_pod};
 pub use proxy::Certificates;
 pub(crate) use proxy::{Families, InboundPort, Interception, ProxyError};
 pub use proxy::{NodeMetadata, Proxy, Scope};

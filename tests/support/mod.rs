@@ -4,6 +4,7 @@
 
 pub(crate) mod ads;
 pub(crate) mod backend;
+pub(crate) mod browser;
 pub(crate) mod cache;
 pub(crate) mod canary;
 pub(crate) mod certs;

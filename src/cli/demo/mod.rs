@@ -184,6 +184,7 @@ async fn keep(args: &Args, demo: &mut Demo, kept: &AtomicBool) -> anyhow::Result
     let (port, admin) = (demo.objects.port(), demo.plane.admin_addr());
     let file = demo.objects.route_file();
     print_line(&format!("\nStill running. Edit the weights in {}", file.display()));
+    print_line(&format!("  http://{admin}/    shows all of it in a browser"));
     print_line(&format!(
         "  weir splits -w --admin {admin}    shows the weights and whether Envoy has them"
     ));

@@ -1,0 +1,168 @@
+//! The answer of [`super::explain`] as text for people.
+
+use super::{ConsideredRoute, Destination, Explanation, Outcome};
+
+/// Whether the request is answered without an error: it has a route, the clusters exist, and each has a healthy
+/// endpoint.
+pub(crate) fn succeeds(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Forward { destinations, .. } => {
+            destinations.iter().all(|to| !to.missing && has_healthy_endpoint(to))
+        }
+        Outcome::Redirect { .. } => true,
+        Outcome::Respond { status, .. } => *status < 500,
+        Outcome::NoRoute | Outcome::Closed => false,
+    }
+}
+
+fn has_healthy_endpoint(to: &Destination) -> bool {
+    uses_original_destination(to) || to.endpoints.iter().any(|endpoint| endpoint.healthy)
+}
+
+/// Clusters that use the original destination have no endpoints of their own.
+fn uses_original_destination(to: &Destination) -> bool {
+    to.policies.iter().any(|(name, text)| *name == "load balancer" && text == "CLUSTER_PROVIDED")
+}
+
+/// Lines with a label in front.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, label: &str, text: &str) {
+        self.0.push_str(format!("{label:<18}{text}").trim_end());
+        self.0.push('\n');
+    }
+}
+
+/// The answer as lines for people.
+pub(crate) fn text(answer: &Explanation) -> String {
+    let mut lines = Lines::default();
+    let listener = if answer.listener.is_empty() { "none" } else { &answer.listener };
+    lines.add("listener", listener);
+    if let Some(routes) = &answer.route_configuration {
+        lines.add("routes", routes);
+    }
+    if let Some(host) = &answer.virtual_host {
+        let domain = answer.domain.as_deref().unwrap_or_default();
+        lines.add("host", &format!("{host}, matched by domain {domain}"));
+    }
+    add_considered(&answer.considered, &mut lines);
+    for held in &answer.held {
+        lines.add("held", &format!("{}: {}", held.field, held.reason()));
+    }
+    if !answer.overruled.is_empty() {
+        lines.add("overruled", &answer.overruled.join(", "));
+    }
+    match &answer.outcome {
+        Outcome::Forward { destinations, copies, policies } => {
+            for (name, value) in policies {
+                lines.add(name, value);
+            }
+            let is_http = answer.route_configuration.is_some();
+            let failure = if is_http { "503" } else { "the connection is closed" };
+            for (label, list) in [("to", destinations), ("mirrored to", copies)] {
+                for to in list {
+                    add_destination(label, to, failure, &mut lines);
+                }
+            }
+        }
+        Outcome::Redirect { status, location } => {
+            lines.add("response", &format!("{status}, to {location}"));
+        }
+        Outcome::Respond { status, body } => lines.add("response", &format!("{status} {body}")),
+        Outcome::NoRoute => lines.add("response", "404: no route matches"),
+        Outcome::Closed => lines.add("response", "the connection is closed: nothing matches"),
+    }
+    lines.0
+}
+
+fn add_considered(considered: &[ConsideredRoute], lines: &mut Lines) {
+    for (n, route) in considered.iter().enumerate() {
+        let label = if n == 0 { "tried" } else { "" };
+        let name = match route.name.as_str() {
+            "" => String::new(),
+            name => format!(" ({name})"),
+        };
+        let what = match &route.object {
+            Some(object) => format!("{object} {}{name}", route.field),
+            None => format!("the default route of the host{name}"),
+        };
+        match &route.not {
+            Some(reason) => {
+                lines.add(label, &format!("no   {what}"));
+                lines.add("", &format!("     {reason}"));
+            }
+            None => lines.add(label, &format!("yes  {what}")),
+        }
+    }
+}
+
+/// `failure` is what happens to traffic that the destination cannot take.
+fn add_destination(label: &str, to: &Destination, failure: &str, lines: &mut Lines) {
+    lines.add(label, &format!("{:>6.2} %  {}", to.percent, to.cluster));
+    if to.missing {
+        lines.add("", &format!("          this cluster does not exist: {failure}"));
+        return;
+    }
+    let policies: Vec<String> =
+        to.policies.iter().map(|(name, value)| format!("{name} {value}")).collect();
+    lines.add("", &format!("          {}", policies.join("; ")));
+    for endpoint in &to.endpoints {
+        let state = if endpoint.healthy { "" } else { "  not ready" };
+        let priority = match endpoint.priority {
+            0 => String::new(),
+            priority => format!("  priority {priority}"),
+        };
+        let addresses =
+            [std::slice::from_ref(&endpoint.address), &endpoint.other_addresses].concat();
+        let at = format!("{:<24} {}", addresses.join(" or "), endpoint.locality);
+        lines.add("", &format!("            {}{priority}{state}", at.trim_end()));
+    }
+    if uses_original_destination(to) {
+        lines.add("", "            the original destination address");
+    } else if !has_healthy_endpoint(to) {
+        lines.add("", &format!("            no endpoint is ready: {failure}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn to(balancer: &str, missing: bool) -> Destination {
+        Destination {
+            cluster: "c".into(),
+            percent: 100.0,
+            missing,
+            policies: vec![("load balancer", balancer.into())],
+            endpoints: Vec::new(),
+        }
+    }
+
+    fn answer(to: Destination, routes: Option<&str>) -> String {
+        let outcome =
+            Outcome::Forward { destinations: vec![to], copies: Vec::new(), policies: Vec::new() };
+        text(&Explanation {
+            route_configuration: routes.map(str::to_owned),
+            outcome,
+            ..Explanation::default()
+        })
+    }
+
+    #[test]
+    fn traffic_without_an_endpoint_is_explained() {
+        let lines = [
+            (answer(to("LEAST_REQUEST", false), Some("80")), "no endpoint is ready: 503"),
+            (
+                answer(to("LEAST_REQUEST", false), None),
+                "no endpoint is ready: the connection is closed",
+            ),
+            (answer(to("LEAST_REQUEST", true), Some("80")), "this cluster does not exist: 503"),
+            (answer(to("CLUSTER_PROVIDED", false), None), "the original destination address"),
+        ];
+        for (text, wanted) in lines {
+            assert_eq!(text.lines().last().unwrap().trim(), wanted);
+        }
+    }
+}
