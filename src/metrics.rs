@@ -517,3 +517,40 @@ impl Metrics {
 fn set(gauge: &Gauge, count: usize) {
     gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The names of weir's metrics in a text, as the dashboard and the alerts use them.
+    fn names(text: &str) -> BTreeSet<&str> {
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        words.filter(|word| ["weir_", "pilot_"].iter().any(|start| word.starts_with(start))).collect()
+    }
+
+    #[test]
+    fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
+        let metrics = Metrics::default();
+        // A family appears with its first member.
+        metrics.pushed("CDS", 1);
+        metrics.rejected("CDS");
+        metrics.pool("xds", "streams");
+        metrics.watch_age.get_or_create(&WatchLabel { resource: "pods".into() });
+        metrics.webhook().count(ReviewResult::Admitted);
+        metrics.identity().identified("accepted");
+        let text = metrics.text(CacheStats::default(), 1).unwrap();
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let known: BTreeSet<&str> =
+            samples.filter_map(|line| line.split([' ', '{']).next()).collect();
+        for (file, used) in [
+            ("dashboard", names(include_str!("../deploy/monitoring/grafana-dashboard.json"))),
+            ("alerts", names(include_str!("../deploy/monitoring/prometheus-rules.yaml"))),
+        ] {
+            assert!(used.len() > 5, "{file}: {used:?}");
+            let unknown: Vec<_> = used.difference(&known).collect();
+            assert!(unknown.is_empty(), "{file}: {unknown:?} of {known:?}");
+        }
+    }
+}
