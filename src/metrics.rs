@@ -537,7 +537,7 @@ mod tests {
         metrics.pushed("CDS", 1);
         metrics.rejected("CDS");
         metrics.pool("xds", "streams");
-        metrics.watch_age.get_or_create(&WatchLabel { resource: "pods".into() });
+        metrics.watch_age.get_or_create(&WatchLabel { resource: "pods".into() }).set(1.0);
         metrics.webhook().count(ReviewResult::Admitted);
         metrics.identity().identified("accepted");
         let text = metrics.text(CacheStats::default(), 1).unwrap();

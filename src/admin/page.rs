@@ -75,7 +75,8 @@ pub(super) async fn events(
                 () = admin.closing.cancelled() => return None,
             }
             tokio::time::sleep(PAUSE).await;
-            (proxies.mark_unchanged(), states.mark_unchanged());
+            proxies.mark_unchanged();
+            states.mark_unchanged();
         }
         let event = Event::default().event("changed").data("{}");
         Some((Ok(event), (admin, proxies, states, false)))
