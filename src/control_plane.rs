@@ -2,7 +2,7 @@
 
 mod secure;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -32,6 +32,7 @@ use crate::source::sync::KindSync;
 use crate::source::{self, LocatedProblem, SourceEvent};
 use crate::status::Published;
 use crate::store::Store;
+use crate::timeline::{self, Follower, SharedTimeline, Timeline};
 use crate::tls::follow_folder;
 use crate::webhook::{
     self, CertificateSource, Injector, Issuer, Reviewer, SecretState, Webhook, WebhookOptions,
@@ -95,6 +96,8 @@ pub struct Options {
     pub limits: Limits,
     /// The limits of the admin port.
     pub admin_limits: Limits,
+    /// The memory of the time lines, in bytes.
+    pub timeline_memory: usize,
 }
 
 /// A running control plane. Dropping it stops its tasks.
@@ -118,6 +121,7 @@ impl ControlPlane {
         let addresses = listeners.addresses()?;
         let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
         let (metrics, published) = (Arc::<Metrics>::default(), Arc::<Published>::default());
+        let timeline = Arc::new(Timeline::new(options.timeline_memory));
         let ((ready_sender, ready), (revision_sender, revision)) =
             (watch::channel(false), watch::channel(MeshRevision::NONE));
         let (changes_sender, changes) = mpsc::channel(WAITING_BATCHES);
@@ -133,7 +137,8 @@ impl ControlPlane {
             builder: MeshBuilder::new(options.mesh.clone()),
             rollout_guard: RolloutGuard::default(),
             published: published.clone(),
-            reported: BTreeSet::new(),
+            reported: BTreeMap::new(),
+            timeline: timeline.clone(),
             store: Store::default(),
             stores: stores_sender,
             dirty: BTreeSet::new(),
@@ -157,9 +162,11 @@ impl ControlPlane {
             freshness_probe,
             stores: stores.clone(),
             peers: PeerAnswers::new(options.peers.as_ref()),
+            timeline,
             closing: CancellationToken::new(),
         };
         let mut services = Services { admin, client, tasks };
+        services.follow();
         services.ask_replicas(options.peers);
         let reviews = Reviews { selection, mesh: options.mesh, stores };
         let served = listeners.webhook.zip(options.webhook);
@@ -314,6 +321,13 @@ struct Services {
 }
 
 impl Services {
+    /// Records what becomes of objects on the proxies.
+    fn follow(&mut self) {
+        let Admin { timeline, published, connections, sync, closing, .. } = self.admin.clone();
+        let follower = Follower { timeline, published, connections, sync, closing };
+        self.tasks.spawn(follower.run());
+    }
+
     /// Asks the other replicas about their proxies while somebody needs to know.
     fn ask_replicas(&mut self, options: Option<PeerOptions>) {
         if let Some((client, options)) = self.client.clone().zip(options) {
@@ -518,8 +532,10 @@ struct Engine {
     builder: MeshBuilder,
     rollout_guard: RolloutGuard,
     published: Arc<Published>,
-    /// The held-back changes that were already logged.
-    reported: BTreeSet<ReportedHold>,
+    /// The held-back changes that were already reported.
+    reported: BTreeMap<ReportedHold, HeldChange>,
+    /// Where what happens is recorded.
+    timeline: SharedTimeline,
     store: Store,
     /// Where the webhook and the admin API find the store.
     stores: watch::Sender<Option<Store>>,
@@ -549,9 +565,11 @@ impl Engine {
             }
             events += 1;
             // An object whose status was written comes again, and is no news.
+            let note = timeline::change(&self.store, &change);
             if self.store.apply(change.clone(), &mut self.dirty) {
                 news = true;
                 log(&change);
+                self.timeline.record(note);
             }
         }
         let problems = self.store.rejected().count() + self.store.source_problems().count();
@@ -560,9 +578,11 @@ impl Engine {
             let wanted = self.builder.update(&self.store, &dirty);
             let virtual_services = wanted.virtual_services.clone();
             let (mesh, held) = self.rollout_guard.apply(wanted);
-            self.report_held(&held);
+            let affected = self.report_held(&held);
             let revision = self.revision.borrow().next();
             log_revision(revision, &dirty);
+            let ours = dirty.iter().filter(|key| key.kind.is_of_istio()).chain(&affected);
+            self.timeline.publish(timeline::published(ours, revision, &self.store));
             self.published.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.snapshots.publish(mesh, revision).await?;
             self.revision.send_replace(revision);
@@ -578,17 +598,33 @@ impl Engine {
         Ok(())
     }
 
-    /// Logs changes that are newly held back and those that were released.
-    fn report_held(&mut self, held: &[HeldChange]) {
-        let now: BTreeSet<ReportedHold> = held.iter().map(ReportedHold::from).collect();
-        for ReportedHold { object, path, reason } in now.difference(&self.reported) {
+    /// Logs and records changes that are newly held back and those that were released. Returns the objects that they affect.
+    fn report_held(&mut self, held: &[HeldChange]) -> BTreeSet<ObjectKey> {
+        let now: BTreeMap<ReportedHold, HeldChange> =
+            held.iter().map(|held| (held.into(), held.clone())).collect();
+        let before = std::mem::replace(&mut self.reported, now);
+        let held: Vec<_> =
+            self.reported.iter().filter(|(hold, _)| !before.contains_key(hold)).collect();
+        let released: Vec<_> =
+            before.iter().filter(|(hold, _)| !self.reported.contains_key(hold)).collect();
+        for (ReportedHold { object, path, reason }, _) in &held {
             tracing::warn!(%object, path, reason, "holding back a change");
         }
-        for ReportedHold { object, path, reason } in self.reported.difference(&now) {
+        for (ReportedHold { object, path, reason }, _) in &released {
             tracing::info!(%object, path, reason, "no longer holding back a change");
         }
-        self.metrics.held(now.len());
-        self.reported = now;
+        let changes = held.iter().chain(&released).map(|(_, change)| *change);
+        let affected = changes.flat_map(|change| change.roots.iter().chain([&change.object]));
+        let affected = affected.cloned().collect();
+        // One that is held back in another form is not released.
+        let released = released
+            .into_iter()
+            .filter(|(was, _)| !held.iter().any(|(is, _)| is.is_at_the_place_of(was)));
+        let released = timeline::released(released.map(|(_, change)| change), &self.store);
+        let held = timeline::held(held.into_iter().map(|(_, change)| change), &self.store);
+        self.timeline.record(released.into_iter().chain(held));
+        self.metrics.held(self.reported.len());
+        affected
     }
 }
 
@@ -598,6 +634,12 @@ struct ReportedHold {
     object: ObjectKey,
     path: String,
     reason: String,
+}
+
+impl ReportedHold {
+    fn is_at_the_place_of(&self, other: &Self) -> bool {
+        (&self.object, &self.path) == (&other.object, &other.path)
+    }
 }
 
 impl From<&HeldChange> for ReportedHold {

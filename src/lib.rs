@@ -33,6 +33,7 @@ pub mod source;
 pub(crate) mod status;
 pub mod store;
 pub(crate) mod text;
+pub(crate) mod timeline;
 pub(crate) mod timer;
 pub(crate) mod tls;
 pub(crate) mod translate;

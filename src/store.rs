@@ -141,6 +141,11 @@ impl Store {
     pub fn source_problems(&self) -> impl Iterator<Item = (&str, &[LocatedProblem])> {
         self.source_problems.iter().map(|(subject, problems)| (subject.as_str(), &**problems))
     }
+
+    /// The problems of one file or watched kind.
+    pub(crate) fn source_problems_of(&self, subject: &str) -> &[LocatedProblem] {
+        self.source_problems.get(subject).map_or(&[], |problems| problems)
+    }
 }
 
 fn set_or_clear<K: Ord + Clone>(

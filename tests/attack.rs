@@ -223,6 +223,7 @@ async fn hasty(limits: Limits) -> (ControlPlane, tempfile::TempDir) {
             idle: limits.idle,
             ..Limits::admin()
         },
+        timeline_memory: 8 << 20,
     })
     .await
     .unwrap();

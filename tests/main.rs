@@ -45,6 +45,7 @@ mod rollouts;
 mod runtime_weights;
 mod soak;
 mod status;
+mod timeline;
 mod traffic_balancing;
 mod traffic_failures;
 mod traffic_hosts;

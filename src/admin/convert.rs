@@ -164,7 +164,8 @@ impl From<StreamInfo> for v1::Stream {
     }
 }
 
-fn timestamp(time: jiff::Timestamp) -> Timestamp {
+/// A time as a message.
+pub(super) fn timestamp(time: jiff::Timestamp) -> Timestamp {
     // Before 1970 one of them counts the fraction backwards and the other forwards.
     let nanoseconds = time.subsec_nanosecond();
     let borrowed = i64::from(nanoseconds < 0);
@@ -246,14 +247,19 @@ impl From<ObjectReport> for v1::ObjectStatus {
     }
 }
 
-impl v1::ObjectSummary {
-    /// What this replica knows of an object.
-    pub(crate) fn of(key: &ObjectKey, summary: &ObjectSummary) -> Self {
-        let missing = summary.missing.iter().map(|missing| v1::MissingProxy {
+impl From<&MissingProxy> for v1::MissingProxy {
+    fn from(missing: &MissingProxy) -> Self {
+        Self {
             proxy: missing.proxy.clone(),
             state: v1::proxy_state::State::from(missing.state).into(),
             reason: missing.reason.clone(),
-        });
+        }
+    }
+}
+
+impl v1::ObjectSummary {
+    /// What this replica knows of an object.
+    pub(crate) fn of(key: &ObjectKey, summary: &ObjectSummary) -> Self {
         Self {
             object: Some(key.into()),
             created_us: summary.version.created,
@@ -262,7 +268,7 @@ impl v1::ObjectSummary {
             live: to_u32(summary.live),
             rejected: to_u32(summary.rejected),
             held: to_u32(summary.held),
-            missing: missing.collect(),
+            missing: summary.missing.iter().map(Into::into).collect(),
             held_changes: summary.held_changes.clone(),
         }
     }
@@ -276,7 +282,7 @@ impl v1::ObjectRef {
     }
 }
 
-fn to_u32(count: usize) -> u32 {
+pub(super) fn to_u32(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
@@ -327,6 +333,33 @@ pub(crate) fn object_kind(text: &str) -> Option<Kind> {
         "destinationrule" | "destinationrules" | "dr" => Some(Kind::DestinationRule),
         _ => None,
     }
+}
+
+/// Parses any kind that weir reads, as users write it: in the singular, in the plural or in short.
+pub(crate) fn any_kind(text: &str) -> Option<Kind> {
+    let text = text.to_ascii_lowercase();
+    Kind::ALL.into_iter().find(|kind| {
+        kind.as_str().to_ascii_lowercase() == text
+            || kind.plural() == text
+            || short(*kind) == Some(&text)
+    })
+}
+
+/// The short name of a kind, as kubectl knows it.
+fn short(kind: Kind) -> Option<&'static str> {
+    Some(match kind {
+        Kind::VirtualService => "vs",
+        Kind::DestinationRule => "dr",
+        Kind::ServiceEntry => "se",
+        Kind::WorkloadEntry => "we",
+        Kind::PeerAuthentication => "pa",
+        Kind::Service => "svc",
+        Kind::Endpoints => "ep",
+        Kind::Pod => "po",
+        Kind::Namespace => "ns",
+        Kind::Node => "no",
+        Kind::Sidecar | Kind::EndpointSlice => return None,
+    })
 }
 
 #[cfg(test)]

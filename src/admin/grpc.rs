@@ -3,13 +3,14 @@
 use std::pin::Pin;
 
 use futures::Stream;
+use k8s_openapi::jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::api::v1::{self, admin_server::AdminServer};
 use super::convert::object_kind;
-use super::{Admin, diff, summaries};
+use super::{Admin, diff, summaries, timeline};
 use crate::api::ObjectKey;
 use crate::bootstrap::dns_label;
 use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
@@ -38,7 +39,7 @@ impl Admin {
     }
 
     /// A stream of what `send` sends. It ends when `send` does, when the client disconnects, or when weir shuts down.
-    fn stream<T, F>(
+    pub(super) fn stream<T, F>(
         &self,
         send: impl FnOnce(Admin, mpsc::Sender<Result<T, Status>>) -> F,
     ) -> Updates<T>
@@ -411,6 +412,26 @@ impl v1::admin_server::Admin for Admin {
         self.ensure_ready()?;
         Ok(Response::new(self.stream(|admin, sender| async move {
             summaries::send(&admin, &sender).await;
+        })))
+    }
+
+    async fn get_timeline(
+        &self,
+        request: Request<v1::GetTimelineRequest>,
+    ) -> Result<Response<v1::Timeline>, Status> {
+        let question = timeline::Question::new(request.get_ref(), Timestamp::now())?;
+        timeline::read(self, &question).map(Response::new)
+    }
+
+    type WatchTimelineStream = Updates<v1::Timeline>;
+
+    async fn watch_timeline(
+        &self,
+        request: Request<v1::GetTimelineRequest>,
+    ) -> Result<Response<Self::WatchTimelineStream>, Status> {
+        let question = timeline::Question::new(request.get_ref(), Timestamp::now())?;
+        Ok(Response::new(self.stream(|admin, sender| async move {
+            timeline::send(&admin, &question, &sender).await;
         })))
     }
 }

@@ -34,6 +34,8 @@ pub(super) fn routes() -> Router<Admin> {
         .route("/explain", get(explain))
         .route("/findings", get(findings))
         .route("/objects/{kind}/{namespace}/{name}", get(object))
+        .route("/timeline", get(timeline))
+        .route("/timeline/{kind}/{namespace}/{name}", get(timeline_of_object))
         .fallback(async || refuse(&Status::not_found(NO_SUCH_PATH)))
         .method_not_allowed_fallback(async || {
             refuse(&Status::unimplemented("this path takes GET only"))
@@ -69,7 +71,9 @@ async fn readiness(State(admin): State<Admin>, Query(fields): Query<Fields>) -> 
 }
 
 const NO_SUCH_PATH: &str = "no such path; expected one of /api/v1/proxies, /api/v1/dump, /api/v1/diff, \
-                            /api/v1/splits, /api/v1/explain, /api/v1/findings, /api/v1/readiness and /api/v1/objects/KIND/NAMESPACE/NAME";
+                            /api/v1/splits, /api/v1/explain, /api/v1/findings, /api/v1/readiness, \
+                            /api/v1/timeline, /api/v1/timeline/KIND/NAMESPACE/NAME and \
+                            /api/v1/objects/KIND/NAMESPACE/NAME";
 
 /// Fields of a request with their values. Any query string can be read as these.
 type Fields = Vec<(String, String)>;
@@ -81,20 +85,41 @@ async fn object(
     place: Result<Place, PathRejection>,
     Query(more): Query<Fields>,
 ) -> Response {
-    let (kind, namespace, name) = match place {
-        Ok(Path(place)) => place,
-        Err(rejection) => return refuse(&Status::invalid_argument(rejection.body_text())),
-    };
     // The path has every field of the request.
     if let Some((name, _)) = more.first() {
         return refuse(&Status::invalid_argument(format!(
             "parameter `{name}`: this path takes none"
         )));
     }
-    let fields = [("kind", kind), ("namespace", namespace), ("name", name)];
-    let fields = fields.map(|(name, value)| (name.to_owned(), value)).into();
+    let fields = match fields_of(place) {
+        Ok(fields) => fields,
+        Err(status) => return refuse(&status),
+    };
     call(fields, async |request: Request<v1::GetObjectRequest>| admin.get_object(request).await)
         .await
+}
+
+/// The fields of a request that its path names.
+fn fields_of(place: Result<Place, PathRejection>) -> Result<Fields, Status> {
+    let Path((kind, namespace, name)) =
+        place.map_err(|rejection| Status::invalid_argument(rejection.body_text()))?;
+    let fields = [("kind", kind), ("namespace", namespace), ("name", name)];
+    Ok(fields.map(|(name, value)| (name.to_owned(), value)).into())
+}
+
+async fn timeline(State(admin): State<Admin>, Query(fields): Query<Fields>) -> Response {
+    call(fields, async |request| admin.get_timeline(request).await).await
+}
+
+async fn timeline_of_object(
+    State(admin): State<Admin>,
+    place: Result<Place, PathRejection>,
+    Query(more): Query<Fields>,
+) -> Response {
+    match fields_of(place) {
+        Ok(fields) => timeline(State(admin), Query(fields.into_iter().chain(more).collect())).await,
+        Err(status) => refuse(&status),
+    }
 }
 
 /// Calls a method with these fields of its request.

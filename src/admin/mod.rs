@@ -9,6 +9,7 @@ mod http;
 mod page;
 mod questions;
 mod summaries;
+mod timeline;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ use crate::source::probe::FreshnessProbe;
 use crate::source::sync::KindSync;
 use crate::status::Published;
 use crate::store::Store;
+use crate::timeline::SharedTimeline;
 use crate::webhook;
 use crate::xds::connections::Connections;
 
@@ -61,6 +63,8 @@ pub(crate) struct Admin {
     pub stores: watch::Receiver<Option<Store>>,
     /// What the other replicas answer.
     pub peers: PeerAnswers,
+    /// What happened to each object.
+    pub timeline: SharedTimeline,
     /// Ends the streaming responses at shutdown.
     pub closing: CancellationToken,
 }

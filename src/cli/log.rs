@@ -1,204 +1,356 @@
-//! The log on standard error.
+//! `weir log`: what happened to an object, or to all, and when.
 
-use std::fmt;
 use std::io::IsTerminal as _;
+use std::process::ExitCode;
 
-use serde_json::{Map, Value};
-use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::{JsonFields, Writer};
-use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
-use tracing_subscriber::registry::LookupSpan;
+use k8s_openapi::jiff::Timestamp;
 
-/// Flags of the log, which every command has.
+use super::remote::{AdminArgs, Output, status_error};
+use super::table::width;
+use crate::admin::api::v1;
+use crate::admin::api::v1::timeline_entry::Kind;
+use crate::proto_json;
+
+/// Show what happened to an object, or to all, and when
 #[derive(Debug, clap::Args)]
-pub(crate) struct LogArgs {
-    /// Log level: error, warn, info, debug or trace, optionally per module (info,weir::xds=debug) [default: info for
-    /// serve and agent, warn otherwise]
-    #[arg(long, global = true, value_name = "LEVELS", env = "WEIR_LOG", display_order = 1000)]
-    log: Option<String>,
-    /// Log format: text for people, or a line of JSON for each event
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        value_name = "FORMAT",
-        env = "WEIR_LOG_FORMAT",
-        default_value = "text",
-        display_order = 1001
-    )]
-    log_format: LogFormat,
+#[command(after_help = "Examples:
+  weir log vs/my-app -n shop                  why did v2 get no traffic at 03:12?
+  weir log dr/my-app -n shop --since 1h -f
+  weir log -n shop                            all objects of a namespace
+  weir log -o json | jq -r '.entries[] | select(.kind == \"NACKED\") | .text'
+
+Each line is an event: a version of the object was read and accepted or rejected, a weight was held
+back and released, it came into force with a revision of the mesh, and the proxies ACKed it, rejected
+it or lag. What concerns all objects is shown too: that the Kubernetes API did not answer, and that
+proxies connected. Times are in UTC, as in weir's own log.
+
+The time line is that of the replica that is asked, about its own proxies; it begins when weir starts
+and is kept in memory (see --timeline-memory of weir serve). The first line says from when on nothing
+is missing.
+
+Exit status: 0 success; 1 weir cannot be reached or knows no such object; 2 usage error.")]
+pub(crate) struct Args {
+    /// The object: virtualservice/NAME (vs), destinationrule/NAME (dr), or another kind that weir reads [default: all]
+    #[arg(value_name = "KIND/NAME")]
+    object: Option<String>,
+    /// Its namespace [default: default]; without an object, only objects of this namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Only events of this last time, for example 30m or 1h
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Keep running and print events as they happen
+    #[arg(short, long)]
+    follow: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Output format
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
 }
 
-/// The format of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum LogFormat {
-    Text,
-    Json,
-}
-
-impl LogArgs {
-    /// Starts the log. `usual` is the level unless a flag sets another.
-    ///
-    /// # Errors
-    /// The levels are invalid.
-    pub(crate) fn start(&self, usual: &str) -> Result<(), String> {
-        // weir logs the failures of the Kubernetes client itself, once per kind.
-        let usual = format!("{usual},kube_client=off,kube_runtime=off");
-        let levels = self.log.as_deref().unwrap_or(&usual);
-        let filter = match EnvFilter::try_new(levels) {
-            Ok(filter) if levels.split(',').all(has_level) => filter,
-            _ => {
-                return Err(format!(
-                    "--log `{levels}`: expected something like info, or info,weir::xds=debug"
-                ));
-            }
+impl Args {
+    fn request(&self) -> anyhow::Result<v1::GetTimelineRequest> {
+        let since = self.since.clone().unwrap_or_default();
+        let Some(object) = &self.object else {
+            let namespace = self.namespace.clone().unwrap_or_default();
+            return Ok(v1::GetTimelineRequest { namespace, since, ..Default::default() });
         };
-        let ansi = std::io::stderr().is_terminal();
-        let subscriber = subscriber(filter, self.log_format, ansi, std::io::stderr);
-        tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())
+        let Some((kind, name)) = object.split_once('/').filter(|(_, name)| !name.is_empty()) else {
+            return Err(super::usage(format!("`{object}`: expected KIND/NAME")));
+        };
+        let namespace = self.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        Ok(v1::GetTimelineRequest {
+            kind: kind.to_owned(),
+            namespace,
+            name: name.to_owned(),
+            since,
+        })
     }
 }
 
-/// Whether a directive of `--log` ends in a level. Without this check a misspelt level would be taken for a module name
-/// and nothing would be logged.
-fn has_level(part: &str) -> bool {
-    let level = part.rsplit('=').next().unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(level.as_str(), "off" | "error" | "warn" | "info" | "debug" | "trace")
-}
-
-fn subscriber<W>(
-    filter: EnvFilter,
-    format: LogFormat,
-    ansi: bool,
-    writer: W,
-) -> Box<dyn Subscriber + Send + Sync>
-where
-    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
-{
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
-    match format {
-        // The message comes first, and the fields of the spans last.
-        LogFormat::Text => Box::new(builder.with_ansi(ansi).compact().finish()),
-        LogFormat::Json => {
-            Box::new(builder.fmt_fields(JsonFields::new()).event_format(JsonLine).finish())
+/// Runs the command.
+///
+/// # Errors
+/// weir cannot be asked, knows no such object, or the result cannot be written.
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let request = args.request()?;
+    let mut client = args.admin.client().await?;
+    let page = Page::of_terminal(args.object.is_none());
+    if !args.follow {
+        let answer = client.get_timeline(request).await.map_err(status_error)?.into_inner();
+        args.output.print(&proto_json::message_to_json(&answer)?, || page.whole(&answer))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut updates = client.watch_timeline(request).await.map_err(status_error)?.into_inner();
+    let mut is_first = true;
+    loop {
+        tokio::select! {
+            update = updates.message() => match update.map_err(status_error)? {
+                Some(answer) => {
+                    let first = std::mem::take(&mut is_first);
+                    if args.output == Output::Yaml && !first {
+                        super::print("---\n")?;
+                    }
+                    args.output.print(&proto_json::message_to_json(&answer)?, || {
+                        if first { page.begin(&answer) } else { page.lines(&answer) }
+                    })?;
+                }
+                None => anyhow::bail!("weir closed the stream"),
+            },
+            _ = tokio::signal::ctrl_c() => return Ok(ExitCode::SUCCESS),
         }
     }
 }
 
-/// Formats an event as a line of JSON. Its own fields and those of its spans are all at the top level, so a field is found
-/// under its name wherever it was set; the innermost value counts.
-struct JsonLine;
+/// The width of the column with the word for what happened.
+const WORD: usize = 11;
 
-impl<S, N> FormatEvent<S, N> for JsonLine
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let mut time = String::new();
-        SystemTime.format_time(&mut Writer::new(&mut time))?;
-        let mut line = Map::new();
-        line.insert("timestamp".to_owned(), time.into());
-        line.insert("level".to_owned(), event.metadata().level().as_str().into());
-        line.insert("target".to_owned(), event.metadata().target().into());
-        let mut own = String::new();
-        context.format_fields(Writer::new(&mut own), event)?;
-        add_fields(&mut line, &own)?;
-        for span in context.event_scope().into_iter().flatten() {
-            if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
-                add_fields(&mut line, fields)?;
+/// The least width for the text of an event.
+const TEXT: usize = 24;
+
+/// How entries are printed.
+struct Page {
+    width: usize,
+    colours: bool,
+    /// Whether each entry names its object.
+    names: bool,
+}
+
+impl Page {
+    fn of_terminal(names: bool) -> Self {
+        let wants_none = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let colours = std::io::stdout().is_terminal() && !wants_none;
+        Self { width: usize::from(width()), colours, names }
+    }
+
+    /// From when on nothing is missing, all entries, and how it is now.
+    fn whole(&self, timeline: &v1::Timeline) -> String {
+        self.begin(timeline) + &timeline.now.as_ref().map(|now| self.now(now)).unwrap_or_default()
+    }
+
+    fn begin(&self, timeline: &v1::Timeline) -> String {
+        let whole = timeline.whole_since.as_ref().map(time).unwrap_or_default();
+        let line = format!("{whole}  whole since then, as replica {} saw it", timeline.replica);
+        format!("{}\n{}", self.painted(&line, DIM), self.lines(timeline))
+    }
+
+    fn lines(&self, timeline: &v1::Timeline) -> String {
+        timeline.entries.iter().map(|entry| self.entry(entry)).collect()
+    }
+
+    fn entry(&self, entry: &v1::TimelineEntry) -> String {
+        let time = entry.time.as_ref().map(time).unwrap_or_default();
+        let mut text = match &entry.object {
+            Some(object) if self.names => format!("{object}: "),
+            _ => String::new(),
+        };
+        if entry.generation > 0 && matches!(entry.kind(), Kind::Accepted | Kind::Rejected) {
+            text += &format!("generation {}: ", entry.generation);
+        }
+        text += &entry.text;
+        if let Some(written) = &entry.written {
+            text += &format!("; created at {}", to_the_second(written));
+        }
+        self.line(&time, word(entry.kind()), colour(entry), &text)
+    }
+
+    fn now(&self, now: &v1::ObjectSummary) -> String {
+        let mut text = format!("live on {} of {} proxies of this replica", now.live, now.in_scope);
+        for missing in &now.missing {
+            let state = match missing.state() {
+                v1::proxy_state::State::Rejected => "rejected it",
+                v1::proxy_state::State::Held => "does not get it",
+                _ => "does not have it",
+            };
+            text += &format!("; {} {state}", missing.proxy);
+            if !missing.reason.is_empty() {
+                text += &format!(": {}", missing.reason);
             }
         }
-        writeln!(writer, "{}", Value::Object(line))
+        for held in &now.held_changes {
+            text += &format!("; held back: {held}");
+        }
+        let colour =
+            if now.live == now.in_scope && now.held_changes.is_empty() { GREEN } else { YELLOW };
+        self.line(&time_of(Timestamp::now()), "now", colour, &text)
+    }
+
+    /// The text may take several lines, in a column of its own.
+    fn line(&self, time: &str, word: &str, colour: &str, text: &str) -> String {
+        let margin = time.chars().count() + 2 + WORD + 2;
+        let room = self.width.saturating_sub(margin).max(TEXT);
+        let mut out = String::new();
+        for (n, part) in folded(text, room).into_iter().enumerate() {
+            match n {
+                0 => {
+                    let word = self.painted(&format!("{word:WORD$}"), colour);
+                    out += format!("{time}  {word}  {part}").trim_end();
+                }
+                _ => out += &format!("{:margin$}{part}", ""),
+            }
+            out.push('\n');
+        }
+        out
+    }
+
+    fn painted(&self, text: &str, colour: &str) -> String {
+        if self.colours { format!("{colour}{text}\x1b[0m") } else { text.to_owned() }
     }
 }
 
-/// Adds the fields of a JSON object to a line that does not have them.
-fn add_fields(line: &mut Map<String, Value>, fields: &str) -> fmt::Result {
-    if fields.is_empty() {
-        return Ok(());
+const RED: &str = "\x1b[31m";
+const YELLOW: &str = "\x1b[33m";
+const GREEN: &str = "\x1b[32m";
+const DIM: &str = "\x1b[2m";
+const PLAIN: &str = "";
+
+fn colour(entry: &v1::TimelineEntry) -> &'static str {
+    match entry.kind() {
+        Kind::Rejected
+        | Kind::Nacked
+        | Kind::Lagging
+        | Kind::ApiSilent
+        | Kind::ApiFailing
+        | Kind::ApiForbidden
+        | Kind::FileUnreadable => RED,
+        Kind::Held | Kind::MissingCluster | Kind::Unseen | Kind::ApiAbsent | Kind::Deleted => {
+            YELLOW
+        }
+        Kind::Acked | Kind::Released | Kind::CaughtUp | Kind::ApiAnswers | Kind::FileReadable => {
+            GREEN
+        }
+        Kind::Connected | Kind::Disconnected | Kind::Started => DIM,
+        Kind::Accepted | Kind::Published | Kind::Sent | Kind::FirstAck | Kind::Unspecified => PLAIN,
     }
-    let fields: Map<String, Value> = serde_json::from_str(fields).map_err(|_| fmt::Error)?;
-    for (name, value) in fields {
-        line.entry(name).or_insert(value);
+}
+
+/// At most [`WORD`] letters.
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Unspecified => "?",
+        Kind::Accepted => "accepted",
+        Kind::Rejected => "rejected",
+        Kind::Deleted => "deleted",
+        Kind::Held => "held",
+        Kind::Released => "released",
+        Kind::Published => "published",
+        Kind::Sent => "sent",
+        Kind::FirstAck => "first ACK",
+        Kind::Acked => "ACKed",
+        Kind::Nacked => "NACKed",
+        Kind::MissingCluster => "no cluster",
+        Kind::Lagging => "lagging",
+        Kind::CaughtUp => "caught up",
+        Kind::Unseen => "unseen",
+        Kind::Started => "started",
+        Kind::ApiSilent => "API silent",
+        Kind::ApiFailing => "API fails",
+        Kind::ApiForbidden => "forbidden",
+        Kind::ApiAbsent => "not served",
+        Kind::ApiAnswers => "API answers",
+        Kind::FileUnreadable => "unreadable",
+        Kind::FileReadable => "readable",
+        Kind::Connected => "connected",
+        Kind::Disconnected => "gone",
     }
-    Ok(())
+}
+
+/// In UTC with milliseconds, as wide for each time.
+fn time(time: &envoy_types::pb::google::protobuf::Timestamp) -> String {
+    Timestamp::new(time.seconds, time.nanos).map(time_of).unwrap_or_default()
+}
+
+fn time_of(time: Timestamp) -> String {
+    format!("{time:.3}")
+}
+
+fn to_the_second(time: &envoy_types::pb::google::protobuf::Timestamp) -> String {
+    Timestamp::new(time.seconds, 0).map(|time| time.to_string()).unwrap_or_default()
+}
+
+/// The text in lines of at most `width` letters, broken between words where that is possible.
+fn folded(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        let letters: Vec<char> = word.chars().collect();
+        let gap = usize::from(used > 0);
+        if used + gap + letters.len() > width && used > 0 {
+            lines.push(String::new());
+            used = 0;
+        }
+        for (n, part) in letters.chunks(width.max(1)).enumerate() {
+            if n > 0 {
+                lines.push(String::new());
+                used = 0;
+            }
+            let Some(line) = lines.last_mut() else { continue };
+            if used > 0 {
+                line.push(' ');
+                used += 1;
+            }
+            line.extend(part);
+            used += part.len();
+        }
+    }
+    lines
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::Arc;
-
-    use parking_lot::Mutex;
-
     use super::*;
+    use envoy_types::pb::google::protobuf;
 
-    #[derive(Clone, Default)]
-    struct Buffer(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Buffer {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+    fn page(names: bool) -> Page {
+        Page { width: 100, colours: false, names }
     }
 
-    /// The line that an event in two nested spans leaves.
-    fn logged(format: LogFormat) -> String {
-        let buffer = Buffer::default();
-        let writer = buffer.clone();
-        let subscriber = subscriber(EnvFilter::new("debug"), format, false, move || writer.clone());
-        tracing::subscriber::with_default(subscriber, || {
-            let connection = tracing::debug_span!("connection", port = "xds", revision = 1);
-            let _connection = connection.enter();
-            let stream = tracing::info_span!("stream", stream = 7, proxy = tracing::field::Empty);
-            let _stream = stream.enter();
-            stream.record("proxy", tracing::field::display("shop/web-0"));
-            let reason = "no answer to \"cds\"\nat all";
-            tracing::warn!(revision = 12, reason, "proxy is lagging");
-        });
-        String::from_utf8(buffer.0.lock().clone()).unwrap()
+    fn entry(kind: Kind, text: &str) -> v1::TimelineEntry {
+        v1::TimelineEntry {
+            kind: kind.into(),
+            time: Some(protobuf::Timestamp { seconds: 1_768_014_720, nanos: 5_000_000 }),
+            object: Some(v1::ObjectRef {
+                kind: "VirtualService".to_owned(),
+                namespace: "shop".to_owned(),
+                name: "web".to_owned(),
+            }),
+            text: text.to_owned(),
+            generation: 7,
+            ..Default::default()
+        }
     }
 
     #[test]
-    fn a_line_of_text_begins_with_the_message_and_ends_with_the_fields_of_the_spans() {
-        let line = logged(LogFormat::Text);
-        let (_, end) = line.split_once("connection:stream: weir::cli::log::tests: ").unwrap();
+    fn entries_are_lines_with_the_text_in_a_column() {
         assert_eq!(
-            end,
-            "proxy is lagging revision=12 reason=\"no answer to \\\"cds\\\"\\nat all\" port=\"xds\" revision=1 \
-             stream=7 proxy=shop/web-0\n"
+            page(false).entry(&entry(Kind::Accepted, "spec.http[0]: v1 100 -> 90 %")),
+            "2026-01-10T03:12:00.005Z  accepted     generation 7: spec.http[0]: v1 100 -> 90 %\n"
         );
+        let long = page(true).entry(&entry(Kind::Nacked, &"word ".repeat(30)));
+        assert!(long.lines().count() > 1 && long.lines().all(|line| line.len() <= 100), "{long}");
+        assert!(long.contains("NACKed       VirtualService shop/web: word"), "{long}");
+        assert!(long.lines().skip(1).all(|line| line.starts_with(&" ".repeat(39))), "{long}");
     }
 
     #[test]
-    fn a_line_of_json_has_the_fields_of_the_event_and_its_spans_at_the_top_level() {
-        let line = logged(LogFormat::Json);
-        assert_eq!(line.matches('\n').count(), 1, "{line}");
-        let mut fields: Map<String, Value> = serde_json::from_str(&line).unwrap();
-        assert!(fields.remove("timestamp").is_some_and(|time| time.is_string()), "{line}");
-        let expected = serde_json::json!({
-            "level": "WARN", "target": "weir::cli::log::tests", "message": "proxy is lagging",
-            "revision": 12, "reason": "no answer to \"cds\"\nat all", "stream": 7, "proxy": "shop/web-0",
-            "port": "xds",
-        });
-        assert_eq!(Value::Object(fields), expected);
+    fn every_kind_has_a_word_that_fits() {
+        for number in 1..40 {
+            let Ok(kind) = Kind::try_from(number) else { continue };
+            assert!(word(kind).len() <= WORD && word(kind) != "?", "{kind:?}");
+        }
     }
 
     #[test]
-    fn a_misspelt_level_is_detected() {
-        assert!(["info", "WARN", "weir::xds=debug", " off"].into_iter().all(has_level));
-        assert!(!["verbose", "weir=loud", "", "weir::xds"].into_iter().any(has_level));
+    fn text_is_folded_between_words_and_within_long_ones() {
+        assert_eq!(folded("one two three", 7), ["one two", "three"]);
+        assert_eq!(folded("abcdefgh ij", 3), ["abc", "def", "gh", "ij"]);
+        assert_eq!(folded("", 3), [""]);
+    }
+
+    #[test]
+    fn colours_are_for_terminals() {
+        let painted = Page { colours: true, ..page(false) }.entry(&entry(Kind::Rejected, "no"));
+        assert!(painted.contains("\x1b[31mrejected   \x1b[0m"), "{painted}");
     }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use super::log::LogArgs;
+use super::logging::LogArgs;
 use crate::cli;
 
 /// Envoy control plane for Istio's VirtualService and DestinationRule
@@ -21,6 +21,7 @@ use crate::cli;
   weir bootstrap --intercept none > envoy.yaml     then run: envoy -c envoy.yaml
   weir ps                                          show the connected sidecars
   weir splits -w                                   watch the weights go live
+  weir log vs/my-app -n shop                       what happened to an object, and when
 
 Every command has --help with examples. Exit status: 0 success, 1 problems found, 2 usage error."
 )]
@@ -50,6 +51,7 @@ enum Command {
     Dump(cli::dump::Args),
     Splits(cli::splits::Args),
     Wait(cli::wait::Args),
+    Log(cli::log::Args),
     Bench(Box<cli::bench::Args>),
     Redirect(Box<cli::redirect::Args>),
     Agent(cli::agent::Args),
@@ -81,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Dump(args) => block_on(cli::dump::run(args)),
         Command::Splits(args) => block_on(cli::splits::run(args)),
         Command::Wait(args) => block_on(cli::wait::run(args)),
+        Command::Log(args) => block_on(cli::log::run(args)),
         Command::Serve(args) => {
             without_huge_pages();
             block_on(returning_memory(cli::serve::run(*args)))

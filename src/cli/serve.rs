@@ -106,6 +106,9 @@ pub(crate) struct Args {
     /// How long after the last change of weights the routes of a proxy get those that it has as runtime values
     #[arg(long, value_name = "SECONDS", default_value = "30", allow_negative_numbers = true, value_parser = seconds)]
     routes_follow: Duration,
+    /// Memory for the time lines of objects (weir log), such as 8M; the oldest events go first
+    #[arg(long, value_name = "BYTES", default_value = "8M", allow_negative_numbers = true, value_parser = bytes)]
+    timeline_memory: usize,
     /// Send everything at once without waiting for ACKs; a test uses this to show why waiting is needed
     #[arg(long, hide = true)]
     test_ungated: bool,
@@ -386,6 +389,7 @@ fn options(args: Args) -> anyhow::Result<Options> {
         },
         limits,
         admin_limits,
+        timeline_memory: args.timeline_memory,
     })
 }
 

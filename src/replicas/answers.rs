@@ -47,6 +47,11 @@ impl PeerAnswers {
         }))
     }
 
+    /// The name of this replica's pod.
+    pub(crate) fn pod(&self) -> &str {
+        &self.0.pod
+    }
+
     /// Reads them. The other replicas are asked at least until the reader is dropped.
     pub(crate) fn read(&self) -> PeerReader {
         self.0.readers.send_modify(|readers| {

@@ -38,6 +38,13 @@ impl LastAnswer {
         Self { begun: Instant::now(), at: Arc::default() }
     }
 
+    /// None for this long.
+    #[cfg(test)]
+    pub(crate) fn before(age: Duration) -> Self {
+        let now = Instant::now();
+        Self { begun: now.checked_sub(age).unwrap_or(now), at: Arc::default() }
+    }
+
     /// Records an answer.
     pub(crate) fn arrived(&self) {
         let after = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);

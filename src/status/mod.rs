@@ -5,7 +5,7 @@ mod published;
 mod report;
 mod summary;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 #[cfg(test)]
 pub(crate) use conditions::{Condition, ConditionStatus};
@@ -14,7 +14,7 @@ pub(crate) use conditions::{
 };
 pub(crate) use published::{ObjectVersion, Published, State};
 pub(crate) use report::{
-    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, WeightedRoute, object,
-    proxies, splits, weighted,
+    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, Visibility,
+    WeightedRoute, object, proxies, splits, verdict, weighted,
 };
 pub(crate) use summary::{MissingProxy, NAMED, ObjectSummary, Summaries, Summarizer, summary};

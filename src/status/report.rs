@@ -1,6 +1,6 @@
 //! Builds reports from a published state and the proxies' ACKs. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -194,7 +194,41 @@ impl VisibilityCache {
     }
 }
 
-pub(super) fn verdict(
+/// Which of some VirtualServices and DestinationRules a scope sees.
+#[derive(Debug)]
+pub(crate) struct Visibility(BTreeSet<ObjectKey>);
+
+impl Visibility {
+    /// Looks at the rules and services of the view once, whatever the number of objects.
+    pub(crate) fn of<'a>(
+        view: &ScopeView<'_>,
+        objects: impl IntoIterator<Item = &'a ObjectKey>,
+    ) -> Self {
+        let (routes, rules): (BTreeSet<&ObjectKey>, BTreeSet<&ObjectKey>) =
+            objects.into_iter().partition(|object| object.kind == Kind::VirtualService);
+        let mut seen = BTreeSet::new();
+        if !routes.is_empty() {
+            for rule in view.rules.iter() {
+                let keys = std::iter::once(&rule.key).chain(rule.http().map(|http| http.key));
+                seen.extend(keys.filter(|key| routes.contains(key)).cloned());
+            }
+        }
+        if !rules.is_empty() {
+            let found = view.services().filter_map(|service| view.destination_rule(service.known));
+            let keys = found.flat_map(|rule| rule.keys.iter());
+            seen.extend(keys.filter(|key| rules.contains(key)).cloned());
+        }
+        Self(seen)
+    }
+
+    /// Whether the scope sees this one.
+    pub(crate) fn sees(&self, object: &ObjectKey) -> bool {
+        self.0.contains(object)
+    }
+}
+
+/// What a proxy has of an object that it sees and that came into its present form with mesh `since`.
+pub(crate) fn verdict(
     status: &ProxyStatus,
     key: &ObjectKey,
     since: MeshRevision,

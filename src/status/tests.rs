@@ -10,23 +10,23 @@ use crate::api::{self, Identity, Kind, ObjectKey};
 use crate::mesh::{Locality, MeshBuilder, MeshConfig, NodeMetadata, Proxy};
 use crate::revision::MeshRevision;
 use crate::rollout_guard::RolloutGuard;
-use crate::source::{Origin, event_from};
+use crate::source::{Origin, SourceEvent, event_from};
 use crate::store::Store;
 use crate::xds::connections::ProxyStatus;
 use crate::xds::stream::{Progress, RejectedResource};
 
-struct World {
-    store: Store,
+pub(crate) struct World {
+    pub(crate) store: Store,
     dirty: BTreeSet<ObjectKey>,
     builder: MeshBuilder,
     guard: RolloutGuard,
-    published: Published,
-    revision: MeshRevision,
+    pub(crate) published: Published,
+    pub(crate) revision: MeshRevision,
 }
 
 impl World {
     /// The Service `web` with a ready pod of v1, a rule with two subsets, and a route of generation 1.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut world = Self {
             store: Store::default(),
             dirty: BTreeSet::new(),
@@ -61,23 +61,16 @@ impl World {
         world
     }
 
-    fn apply(&mut self, document: Value) {
-        let Ok(Identity::Known(key)) = api::identify(&document) else { panic!("{document}") };
-        let parsed = api::parse(&key, document, 0);
-        let event = event_from(key, parsed, Origin::Cluster, |_| Origin::Cluster);
-        self.store.apply(event, &mut self.dirty);
+    pub(crate) fn apply(&mut self, document: Value) {
+        self.store.apply(event(document), &mut self.dirty);
     }
 
     fn route(&mut self, generation: i64, v1: i64, v2: Value) {
-        self.apply(json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
-                   "metadata": {"name": "web", "namespace": "shop", "generation": generation},
-                   "spec": {"hosts": ["web"], "http": [{"route": [
-                       {"destination": {"host": "web", "subset": "v1"}, "weight": v1},
-                       {"destination": {"host": "web", "subset": "v2"}, "weight": v2}]}]}}));
+        self.apply(route(generation, v1, v2));
     }
 
     /// Publishes what was applied.
-    fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         let dirty = std::mem::take(&mut self.dirty);
         if !dirty.is_empty() {
             self.revision = self.revision.next();
@@ -95,12 +88,28 @@ impl World {
     }
 }
 
-fn web() -> ObjectKey {
+/// The event of a source that reads this document.
+pub(crate) fn event(document: Value) -> SourceEvent {
+    let Ok(Identity::Known(key)) = api::identify(&document) else { panic!("{document}") };
+    let parsed = api::parse(&key, document, 0);
+    event_from(key, parsed, Origin::Cluster, |_| Origin::Cluster)
+}
+
+/// The VirtualService `web` with these weights.
+pub(crate) fn route(generation: i64, v1: i64, v2: Value) -> Value {
+    json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService",
+           "metadata": {"name": "web", "namespace": "shop", "generation": generation},
+           "spec": {"hosts": ["web"], "http": [{"route": [
+               {"destination": {"host": "web", "subset": "v1"}, "weight": v1},
+               {"destination": {"host": "web", "subset": "v2"}, "weight": v2}]}]}})
+}
+
+pub(crate) fn web() -> ObjectKey {
     ObjectKey::new(Kind::VirtualService, "shop", "web")
 }
 
 /// A proxy that has ACKed all of a mesh.
-fn proxy(namespace: &str, pod: &str, acked: u64) -> ProxyStatus {
+pub(crate) fn proxy(namespace: &str, pod: &str, acked: u64) -> ProxyStatus {
     let id = format!("sidecar~10.9.0.1~{pod}.{namespace}~{namespace}.svc.cluster.local");
     let proxy = Proxy::new(&id, NodeMetadata::from_json(&json!({})), Locality::default()).unwrap();
     let acked = Some(MeshRevision::from(acked));
@@ -110,6 +119,7 @@ fn proxy(namespace: &str, pod: &str, acked: u64) -> ProxyStatus {
         streams: Vec::new(),
         types: [Progress::Synced; 5],
         acked,
+        acked_at: None,
         reached: acked,
         resting: false,
         wanted: acked,
@@ -120,7 +130,7 @@ fn proxy(namespace: &str, pod: &str, acked: u64) -> ProxyStatus {
     }
 }
 
-fn rejecting(pod: &str, reached: u64) -> ProxyStatus {
+pub(crate) fn rejecting(pod: &str, reached: u64) -> ProxyStatus {
     let rejected = RejectedResource {
         kind: "rds",
         name: "80".into(),

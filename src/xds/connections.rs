@@ -25,6 +25,8 @@ pub(crate) struct ProxyStatus {
     pub types: [Progress; 5],
     /// The newest mesh that it has ACKed completely; `None` before the first.
     pub acked: Option<MeshRevision>,
+    /// When `acked` last changed. The stream leaves it out, and [`Connections`] fills it in.
+    pub acked_at: Option<Timestamp>,
     /// The newest mesh that it has ACKed except for held-back and rejected resources.
     pub reached: Option<MeshRevision>,
     /// Whether nothing is in flight: everything missing is held back or rejected.
@@ -70,6 +72,7 @@ impl ProxyStatus {
             }
         }
         self.acked = self.acked.zip(other.acked).map(|(own, other)| own.min(other));
+        self.acked_at = self.acked_at.max(other.acked_at);
         self.reached = self.reached.zip(other.reached).map(|(own, other)| own.min(other));
         self.wanted = self.wanted.max(other.wanted);
         self.resting &= other.resting;
@@ -88,6 +91,7 @@ pub(crate) type InventoryRequest = oneshot::Sender<Vec<SentResource>>;
 #[derive(Debug)]
 struct Connection {
     status: ProxyStatus,
+    acked_at: Option<Timestamp>,
     inventory_requests: mpsc::Sender<InventoryRequest>,
 }
 
@@ -106,7 +110,8 @@ impl Connections {
         status: &ProxyStatus,
     ) -> mpsc::Receiver<InventoryRequest> {
         let (inventory_requests, receiver) = mpsc::channel(4);
-        self.streams.insert(stream, Connection { status: status.clone(), inventory_requests });
+        let connection = Connection { status: status.clone(), acked_at: None, inventory_requests };
+        self.streams.insert(stream, connection);
         self.changed.send_modify(|n| *n += 1);
         receiver
     }
@@ -116,6 +121,9 @@ impl Connections {
         let changed = self.streams.get_mut(&stream).is_some_and(|mut connection| {
             let changed = connection.status != *status;
             if changed {
+                if connection.status.acked != status.acked {
+                    connection.acked_at = Some(Timestamp::now());
+                }
                 connection.status = status.clone();
             }
             changed
@@ -144,7 +152,10 @@ impl Connections {
         let mut streams: Vec<(u64, ProxyStatus)> = self
             .streams
             .iter()
-            .map(|connection| (*connection.key(), connection.status.clone()))
+            .map(|connection| {
+                let acked_at = connection.acked_at;
+                (*connection.key(), ProxyStatus { acked_at, ..connection.status.clone() })
+            })
             .collect();
         streams.sort_unstable_by_key(|(stream, _)| *stream);
         let mut found: Vec<(Vec<u64>, ProxyStatus)> = Vec::new();

@@ -632,6 +632,7 @@ impl StreamTask<'_> {
             }],
             types: [stream::Progress::None; 5],
             acked: None,
+            acked_at: None,
             reached: None,
             resting: false,
             wanted: None,

@@ -231,6 +231,14 @@ impl KubeCluster {
         self.apiserver = None;
     }
 
+    /// Has the API server answer nothing, without closing a connection, or go on.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn pause_apiserver(&self, pause: bool) {
+        use nix::sys::signal::Signal;
+        let signal = if pause { Signal::SIGSTOP } else { Signal::SIGCONT };
+        self.apiserver.as_ref().expect("it runs").signal("kube-apiserver", signal);
+    }
+
     /// Starts the API server again on the same port, with the same credentials, and waits until it is ready.
     ///
     /// # Panics

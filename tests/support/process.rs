@@ -95,6 +95,22 @@ impl Supervised {
         status
     }
 
+    /// Sends a signal to the program itself, which has this name.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn signal(&self, name: &str, signal: nix::sys::signal::Signal) {
+        let keeper = self.keeper.id();
+        let children = format!("/proc/{keeper}/task/{keeper}/children");
+        let children = std::fs::read_to_string(children).unwrap();
+        let mut pids = children.split_whitespace();
+        let pid = pids
+            .find(|pid| {
+                let known = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+                known.is_ok_and(|known| known.trim() == name)
+            })
+            .expect("the program runs");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), signal).unwrap();
+    }
+
     /// Asks the program to exit without waiting.
     pub(crate) fn begin_stop(&mut self) {
         drop(self.keeper.stdin.take());

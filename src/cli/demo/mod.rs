@@ -20,6 +20,7 @@ use crate::cli::signals::Signals;
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::envoy::{EnvoyBinary, EnvoyProcess, SpawnOptions};
 use crate::mesh::{MeshConfig, WeightDelivery};
+use crate::timeline;
 use crate::xds::stream::StreamSettings;
 
 use report::{Row, Table, print_line};
@@ -129,6 +130,7 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         limits: Limits::default(),
         admin_limits: Limits::admin(),
         webhook: None,
+        timeline_memory: timeline::MEMORY,
     })
     .await?;
     with_timeout("weir to read its folder", plane.ready()).await?;
