@@ -47,6 +47,8 @@ pub(crate) struct Bootstrap {
     pub variant: AdsVariant,
     /// Whether the proxy takes weights as runtime values.
     pub weights: WeightDelivery,
+    /// Whether the proxy tells weir how many requests it sent to which cluster, and how they ended.
+    pub load_reports: bool,
     /// The address of Envoy's admin interface.
     pub admin: SocketAddr,
     /// The address where Envoy serves its statistics for Prometheus and nothing else, if anywhere.
@@ -259,7 +261,7 @@ impl Bootstrap {
         // Without a timeout Envoy waits for weir before it accepts traffic and never serves a partial mesh.
         let over_ads =
             json!({ "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3" });
-        json!({
+        let mut bootstrap = json!({
             "node": self.node(),
             "admin": { "address": socket_address(&self.admin.ip().to_string(), self.admin.port()) },
             "dynamic_resources": {
@@ -285,7 +287,17 @@ impl Bootstrap {
             "static_resources": self.static_resources(),
             "layered_runtime": { "layers": self.runtime_layers() },
             "stats_config": { "stats_tags": stats_tags() },
-        })
+        });
+        if self.load_reports {
+            bootstrap["cluster_manager"] = json!({
+                "load_stats_config": {
+                    "api_type": "GRPC",
+                    "transport_api_version": "V3",
+                    "grpc_services": [{ "envoy_grpc": { "cluster_name": XDS_CLUSTER } }],
+                },
+            });
+        }
+        bootstrap
     }
 
     /// [`Bootstrap::to_json`] as YAML.
@@ -495,6 +507,7 @@ mod tests {
             identity: None,
             variant: AdsVariant::Delta,
             weights: WeightDelivery::Runtime,
+            load_reports: true,
             admin: "127.0.0.1:15000".parse().unwrap(),
             stats: None,
         }
@@ -612,6 +625,15 @@ admin:
             summary(&format!("{name}:1"), AdsVariant::Delta),
             ["DELTA_GRPC", "STRICT_DNS", name]
         );
+    }
+
+    #[test]
+    fn load_is_reported_where_the_configuration_comes_from_or_nowhere() {
+        let json = bootstrap().to_json();
+        let service = &json["cluster_manager"]["load_stats_config"]["grpc_services"][0];
+        assert_eq!(service["envoy_grpc"]["cluster_name"], XDS_CLUSTER);
+        let json = Bootstrap { load_reports: false, ..bootstrap() }.to_json();
+        assert_eq!(json["cluster_manager"], Value::Null);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::admin::{self, Admin};
 use crate::admission::{self, Admission, Limits, Protocol};
 use crate::api::ObjectKey;
 use crate::ca::Keeper;
+use crate::load::{LoadSettings, Loads};
 use crate::mesh::{MeshBuilder, MeshConfig};
 use crate::metrics::Metrics;
 use crate::replicas::{PeerAnswers, PeerOptions, PeerTask, Replicas, StatusOptions};
@@ -30,7 +31,7 @@ use crate::source::kubernetes::selection::{Namespaces, Selection};
 use crate::source::probe::FreshnessProbe;
 use crate::source::sync::KindSync;
 use crate::source::{self, LocatedProblem, SourceEvent};
-use crate::status::Published;
+use crate::status::{self, Published};
 use crate::store::Store;
 use crate::timeline::{self, Follower, SharedTimeline, Timeline};
 use crate::tls::follow_folder;
@@ -92,6 +93,8 @@ pub struct Options {
     pub mesh: MeshConfig,
     /// Settings of the xDS streams.
     pub streams: StreamSettings,
+    /// How proxies report their requests; `None` if they do not.
+    pub load: Option<LoadSettings>,
     /// The limits of the ADS port.
     pub limits: Limits,
     /// The limits of the admin port.
@@ -150,6 +153,7 @@ impl ControlPlane {
         tasks.spawn(snapshots_ended.map(|_| Err(anyhow::anyhow!("the snapshot thread ended"))));
         let webhook = Webhook::new(metrics.webhook());
         let (authority_sender, authority) = watch::channel(None);
+        let load = options.load.map(|settings| Arc::new(Loads::new(settings, metrics.load())));
         let admin = Admin {
             ready: ready.clone(),
             sync,
@@ -163,6 +167,7 @@ impl ControlPlane {
             stores: stores.clone(),
             peers: PeerAnswers::new(options.peers.as_ref()),
             timeline,
+            load,
             closing: CancellationToken::new(),
         };
         let mut services = Services { admin, client, tasks };
@@ -433,10 +438,25 @@ impl Services {
         streams: StreamSettings,
         limits: Limits,
     ) {
-        let Admin { snapshots, connections, metrics, ready, closing, .. } = self.admin.clone();
-        let ads = Ads::new(snapshots, connections, metrics, streams, limits, closing.clone());
+        let Admin { snapshots, connections, metrics, ready, load, published, closing, .. } =
+            self.admin.clone();
+        if let Some(load) = load.clone() {
+            self.tasks.spawn(follow_weighted_routes(load, published, closing.clone()));
+        }
+        let stop = closing.clone();
+        let ads = Ads::new(snapshots, connections, metrics, streams, load, limits, stop);
         self.tasks.spawn(serve_when_ready(ads, plain, secure, ready, closing));
     }
+}
+
+/// Keeps the list of clusters that proxies report, and forgets old reports, until weir shuts down.
+async fn follow_weighted_routes(
+    load: Arc<Loads>,
+    published: Arc<Published>,
+    closing: CancellationToken,
+) -> anyhow::Result<()> {
+    let follow = status::follow_weighted_routes(&load, &published);
+    closing.run_until_cancelled(follow).await.unwrap_or(Ok(()))
 }
 
 /// Serves proxies as soon as there is a first complete state. Clients that connect earlier wait in the listen queue.

@@ -19,6 +19,7 @@ pub mod envoy_validate;
 pub mod explain;
 pub(crate) mod identity;
 pub(crate) mod inject;
+pub mod load;
 pub mod mesh;
 pub(crate) mod metrics;
 pub(crate) mod ports;

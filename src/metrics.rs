@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use crate::revision::MeshRevision;
 use crate::snapshot::CacheStats;
 use crate::source::sync::KindSync;
+use crate::translate::destination_of;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TypeLabel {
@@ -134,6 +135,85 @@ impl ReviewResult {
             Self::Malformed => "malformed",
             Self::Failed => "failed",
         }
+    }
+}
+
+/// A cluster of a weighted route, and how requests ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ObservedLabels {
+    destination_service: String,
+    subset: String,
+    port: u16,
+    result: &'static str,
+}
+
+/// The metrics of a cluster of a weighted route.
+#[derive(Clone, Debug)]
+pub(crate) struct ClusterCounters([Counter; 3]);
+
+impl ClusterCounters {
+    /// Adds attempts that began, and those that ended well and with an error.
+    pub(crate) fn add(&self, issued: u32, succeeded: u32, failed: u32) {
+        for (counter, more) in self.0.iter().zip([issued, succeeded, failed]) {
+            counter.inc_by(more.into());
+        }
+    }
+}
+
+/// The metrics of load reports.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LoadMetrics {
+    observed: Family<ObservedLabels, Counter>,
+    /// The open streams.
+    pub streams: Gauge,
+    /// The reports that arrived.
+    pub reports: Counter,
+    /// Those that were not kept for lack of room.
+    pub left_out: Counter,
+}
+
+impl LoadMetrics {
+    /// The metrics of a cluster, by its name.
+    pub(crate) fn cluster(&self, name: &str) -> ClusterCounters {
+        let labels = Self::labels(name);
+        ClusterCounters(labels.map(|labels| self.observed.get_or_create(&labels).clone()))
+    }
+
+    /// Ends the metrics of a cluster.
+    pub(crate) fn forget(&self, name: &str) {
+        for labels in Self::labels(name) {
+            self.observed.remove(&labels);
+        }
+    }
+
+    fn labels(name: &str) -> [ObservedLabels; 3] {
+        let (port, subset, host) = destination_of(name).unwrap_or((0, "", name));
+        ["issued", "success", "error"].map(|result| ObservedLabels {
+            destination_service: host.to_owned(),
+            subset: subset.to_owned(),
+            port,
+            result,
+        })
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "weir_observed_requests",
+            "Requests that proxies report for the clusters of weighted routes: issued, and ended with success or error. \
+             A retry is a request",
+            self.observed.clone(),
+        );
+        registry.register(
+            "weir_load_streams",
+            "Proxies that report their requests",
+            self.streams.clone(),
+        );
+        registry.register("weir_load_reports", "Load reports received", self.reports.clone());
+        registry.register(
+            "weir_load_reports_left_out",
+            "Load reports that do not count in observed shares for lack of room",
+            self.left_out.clone(),
+        );
     }
 }
 
@@ -301,6 +381,7 @@ pub(crate) struct Metrics {
     webhook: WebhookMetrics,
     injection: InjectionMetrics,
     identity: IdentityMetrics,
+    load: LoadMetrics,
 }
 
 /// The bucket bounds of `pilot_proxy_convergence_time` in seconds: Istio's, and shorter ones.
@@ -332,6 +413,7 @@ impl Default for Metrics {
             webhook: WebhookMetrics::default(),
             injection: InjectionMetrics::default(),
             identity: IdentityMetrics::default(),
+            load: LoadMetrics::default(),
         };
         this.register_istios();
         this.register_weirs();
@@ -339,6 +421,7 @@ impl Default for Metrics {
         this.webhook.register(&mut this.registry);
         this.injection.register(&mut this.registry);
         this.identity.register(&mut this.registry);
+        this.load.register(&mut this.registry);
         this
     }
 }
@@ -483,6 +566,11 @@ impl Metrics {
     /// The metrics of identities and of the certificate authority.
     pub(crate) fn identity(&self) -> IdentityMetrics {
         self.identity.clone()
+    }
+
+    /// The metrics of load reports.
+    pub(crate) fn load(&self) -> LoadMetrics {
+        self.load.clone()
     }
 
     /// The metrics of a resource that the clients of a port share.

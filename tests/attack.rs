@@ -217,6 +217,7 @@ async fn hasty(limits: Limits) -> (ControlPlane, tempfile::TempDir) {
         admin_listen: any,
         mesh: MeshConfig::default(),
         streams: StreamSettings::default(),
+        load: None,
         limits,
         admin_limits: Limits {
             first_request: limits.first_request,

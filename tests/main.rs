@@ -33,6 +33,7 @@ mod identity;
 mod injection;
 mod kube_envoy;
 mod kube_harness;
+mod load;
 mod log;
 mod manifests;
 mod mutual_tls;

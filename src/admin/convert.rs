@@ -7,12 +7,13 @@ use envoy_types::pb::google::protobuf::{Any, Timestamp};
 use super::api::v1;
 use crate::api::{Kind, ObjectKey};
 use crate::ca::Current;
+use crate::load::interval::Verdict;
 use crate::revision::MeshRevision;
 use crate::snapshot::{Resource, ResourceType};
 use crate::source::sync::{KindSync, SyncState};
 use crate::status::{
     DestinationShare, MissingProxy, NAMED, ObjectReport, ObjectState, ObjectSummary, ObjectVersion,
-    ProxyReport, SplitReport,
+    OtherRoute, ProxyReport, SplitReport,
 };
 use crate::webhook::Health;
 use crate::xds::connections::StreamInfo;
@@ -211,6 +212,29 @@ impl From<SplitReport> for v1::Split {
             live: u32::try_from(report.live).unwrap_or(u32::MAX),
             in_scope: u32::try_from(report.in_scope).unwrap_or(u32::MAX),
             invalid: report.invalid,
+            observation: None,
+        }
+    }
+}
+
+impl From<&OtherRoute> for v1::RouteRef {
+    fn from(route: &OtherRoute) -> Self {
+        Self { object: Some((&route.object).into()), field: route.field.clone() }
+    }
+}
+
+impl From<ObjectVersion> for v1::ObjectVersion {
+    fn from(version: ObjectVersion) -> Self {
+        Self { created_us: version.created, generation: version.generation }
+    }
+}
+
+impl From<Verdict> for v1::Verdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Worse => Self::Worse,
+            Verdict::NoWorse => Self::NoWorse,
+            Verdict::TooFew => Self::TooFewRequests,
         }
     }
 }
@@ -223,6 +247,7 @@ impl From<DestinationShare> for v1::Share {
             port: share.port,
             wanted: share.wanted,
             effective: share.effective,
+            observed: None,
         }
     }
 }

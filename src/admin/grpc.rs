@@ -117,11 +117,6 @@ impl Admin {
         }
     }
 
-    fn splits(&self, namespace: &str) -> v1::ListSplitsResponse {
-        let found = status::splits(&self.published.state(), &self.connections.list(), namespace);
-        v1::ListSplitsResponse { splits: found.into_iter().map(Into::into).collect() }
-    }
-
     fn object(&self, request: &v1::GetObjectRequest) -> Result<v1::ObjectStatus, Status> {
         let key = object_key(request)?;
         let found = status::object(&self.published.state(), &self.connections.list(), &key);
@@ -334,7 +329,7 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<v1::ListSplitsResponse>, Status> {
         checked_namespace(&request.get_ref().namespace)?;
         self.ensure_ready()?;
-        Ok(Response::new(self.splits(&request.get_ref().namespace)))
+        self.all_splits(&request.get_ref().namespace).await.map(Response::new)
     }
 
     type WatchSplitsStream = Updates<v1::ListSplitsResponse>;
@@ -345,9 +340,27 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<Self::WatchSplitsStream>, Status> {
         let namespace = request.into_inner().namespace;
         checked_namespace(&namespace)?;
-        Ok(Response::new(
-            self.updates(async { Ok(()) }, move |admin, ()| Ok(admin.splits(&namespace))),
-        ))
+        Ok(Response::new(self.stream(|admin, sender| async move {
+            admin.send_splits(&namespace, &sender).await;
+        })))
+    }
+
+    async fn get_observed(
+        &self,
+        request: Request<v1::GetObservedRequest>,
+    ) -> Result<Response<v1::GetObservedResponse>, Status> {
+        self.ensure_ready()?;
+        self.observed(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn list_observed(
+        &self,
+        request: Request<v1::ListObservedRequest>,
+    ) -> Result<Response<v1::ListObservedResponse>, Status> {
+        let namespace = &request.get_ref().namespace;
+        checked_namespace(namespace)?;
+        self.ensure_ready()?;
+        self.own_observed(namespace).await.map(Response::new)
     }
 
     async fn get_object(

@@ -33,6 +33,7 @@ pub(super) fn routes() -> Router<Admin> {
         .route("/splits", get(splits))
         .route("/explain", get(explain))
         .route("/findings", get(findings))
+        .route("/observed/{namespace}/{name}", get(observed))
         .route("/objects/{kind}/{namespace}/{name}", get(object))
         .route("/timeline", get(timeline))
         .route("/timeline/{kind}/{namespace}/{name}", get(timeline_of_object))
@@ -71,14 +72,28 @@ async fn readiness(State(admin): State<Admin>, Query(fields): Query<Fields>) -> 
 }
 
 const NO_SUCH_PATH: &str = "no such path; expected one of /api/v1/proxies, /api/v1/dump, /api/v1/diff, \
-                            /api/v1/splits, /api/v1/explain, /api/v1/findings, /api/v1/readiness, \
-                            /api/v1/timeline, /api/v1/timeline/KIND/NAMESPACE/NAME and \
+                            /api/v1/splits, /api/v1/observed/NAMESPACE/NAME, /api/v1/explain, /api/v1/findings, \
+                            /api/v1/readiness, /api/v1/timeline, /api/v1/timeline/KIND/NAMESPACE/NAME and \
                             /api/v1/objects/KIND/NAMESPACE/NAME";
 
 /// Fields of a request with their values. Any query string can be read as these.
 type Fields = Vec<(String, String)>;
 
 type Place = Path<(String, String, String)>;
+
+async fn observed(
+    State(admin): State<Admin>,
+    place: Result<Path<(String, String)>, PathRejection>,
+    Query(mut fields): Query<Fields>,
+) -> Response {
+    let (namespace, name) = match place {
+        Ok(Path(place)) => place,
+        Err(rejection) => return refuse(&Status::invalid_argument(rejection.body_text())),
+    };
+    fields.push(("namespace".to_owned(), namespace));
+    fields.push(("name".to_owned(), name));
+    call(fields, async |request| admin.get_observed(request).await).await
+}
 
 async fn object(
     State(admin): State<Admin>,

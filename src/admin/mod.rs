@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 mod page;
 mod questions;
+mod splits;
 mod summaries;
 mod timeline;
 
@@ -23,6 +24,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::ca::Current;
+use crate::load::Loads;
 use crate::metrics::Metrics;
 use crate::replicas::PeerAnswers;
 use crate::snapshot::SnapshotCache;
@@ -65,6 +67,8 @@ pub(crate) struct Admin {
     pub peers: PeerAnswers,
     /// What happened to each object.
     pub timeline: SharedTimeline,
+    /// What proxies report of their requests; `None` if they do not.
+    pub load: Option<Arc<Loads>>,
     /// Ends the streaming responses at shutdown.
     pub closing: CancellationToken,
 }

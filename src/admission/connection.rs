@@ -196,6 +196,12 @@ impl Exchange {
         }
     }
 
+    /// Returns the request's share of the streams: it belongs to another stream of the client, which counts for both.
+    pub(crate) fn is_beside(&self) {
+        // Shrinking always succeeds, unless the share was already revoked.
+        let _ = self.slot.resize(0);
+    }
+
     /// Marks the request as useful: it was read and is valid.
     pub(crate) fn makes_sense(&self) {
         self.made_sense.store(true, Ordering::Relaxed);

@@ -34,6 +34,7 @@ pub(crate) fn sidecar(namespace: &str, xds: XdsAddress, variant: AdsVariant) -> 
         identity: None,
         variant,
         weights: WeightDelivery::Runtime,
+        load_reports: true,
         admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         stats: None,
     }

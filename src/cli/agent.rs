@@ -108,6 +108,9 @@ struct RunArgs {
     /// Whether to use TLS and present the token: on for port 15012, off for port 15010
     #[arg(long, value_enum, value_name = "ON|OFF", env = "WEIR_XDS_TLS", default_value = "on")]
     xds_tls: Switch,
+    /// Whether Envoy tells weir how many requests it sent to which cluster, and how they ended
+    #[arg(long, value_enum, value_name = "ON|OFF", env = "WEIR_LOAD_REPORTS", default_value = "on")]
+    load_reports: Switch,
     /// The name of the pod
     #[arg(long, value_name = "NAME", env = "POD_NAME", value_parser = dns_name)]
     pod: String,
@@ -274,6 +277,7 @@ impl RunArgs {
             identity,
             variant: AdsVariant::Delta,
             weights: WeightDelivery::Runtime,
+            load_reports: self.load_reports.is_on(),
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, ports::ADMIN)),
             stats: Some(stats),
         };

@@ -99,6 +99,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "WAY", default_value = "runtime")]
     weights: WeightDelivery,
 
+    /// Whether the proxy tells weir how many requests it sent to which cluster, and how they ended
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "on")]
+    load_reports: super::Switch,
+
     /// The address of Envoy's admin interface
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:15000")]
     admin_address: SocketAddr,
@@ -209,6 +213,7 @@ impl Args {
             identity,
             variant: if self.sotw { AdsVariant::Sotw } else { AdsVariant::Delta },
             weights: self.weights,
+            load_reports: self.load_reports.is_on(),
             admin: self.admin_address,
             stats: self.stats_listen,
         }
@@ -277,8 +282,9 @@ mod tests {
         let json = json(
             "--xds weir:1234 --label app=web -l version=v1 --cluster-id east --locality eu/eu-a/r7 --intercept none --sotw \
              --ip 10.1.2.3 --ip fd00::3 --node-name n1 --admin-address [::1]:9901 \
-             --stats-listen 0.0.0.0:15090",
+             --stats-listen 0.0.0.0:15090 --load-reports off",
         );
+        assert_eq!(json["cluster_manager"], Value::Null);
         let node = &json["node"];
         assert_eq!(node["cluster"], "web.default");
         assert_eq!(node["id"], "sidecar~10.1.2.3~envoy.default~default.svc.cluster.local");

@@ -16,6 +16,7 @@ use crate::admission::{Limits, descriptors};
 use crate::bootstrap::dns_label;
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::inject;
+use crate::load::LoadSettings;
 use crate::replicas::{PeerOptions, StatusOptions};
 use crate::source::directory::DirectoryError;
 use crate::source::kubernetes;
@@ -37,7 +38,7 @@ Reads *.yaml, *.yml and *.json files in the folder and its subfolders as soon as
 renamed into place. A broken file or object keeps its last accepted version, and the log says why;
 deleted objects are removed.
 
-Ports: 15010 ADS in plain text; 15012 ADS over TLS and Istio's certificate API, if identity is on;
+Ports: 15010 ADS and load reports in plain text; 15012 the same over TLS and Istio's certificate API, if identity is on;
 15014 /healthz, /ready, /metrics and the API for weir ps, dump, splits and wait, and the gates of
 rollout tools; 15017 the webhooks over HTTPS, if they are on. With --config-dir they listen on
 loopback, in a cluster on all addresses.
@@ -109,11 +110,40 @@ pub(crate) struct Args {
     /// Memory for the time lines of objects (weir log), such as 8M; the oldest events go first
     #[arg(long, value_name = "BYTES", default_value = "8M", allow_negative_numbers = true, value_parser = bytes)]
     timeline_memory: usize,
+    #[command(flatten)]
+    load: LoadArgs,
     /// Send everything at once without waiting for ACKs; a test uses this to show why waiting is needed
     #[arg(long, hide = true)]
     test_ungated: bool,
     #[command(flatten)]
     mesh: super::MeshArgs,
+}
+
+/// Flags of load reports.
+#[derive(Debug, clap::Args)]
+struct LoadArgs {
+    /// Whether to take load reports: what each destination of a weighted route gets, and how many requests fail. Only
+    /// proxies that have them in their bootstrap send any
+    #[arg(long, value_enum, value_name = "WHETHER", default_value = "on")]
+    load_reports: Switch,
+    /// How often proxies report
+    #[arg(long, value_name = "SECONDS", default_value = "10", allow_negative_numbers = true, value_parser = load_interval)]
+    load_report_interval: Duration,
+    /// How long a report counts in observed shares; at least the interval of reports
+    #[arg(long, value_name = "SECONDS", default_value = "60", allow_negative_numbers = true, value_parser = load_window)]
+    load_window: Duration,
+}
+
+impl LoadArgs {
+    fn settings(&self) -> anyhow::Result<Option<LoadSettings>> {
+        let Self { load_report_interval: interval, load_window: window, .. } = *self;
+        if window < interval {
+            return Err(super::usage(
+                "--load-window is shorter than --load-report-interval; expected at least as much",
+            ));
+        }
+        Ok(self.load_reports.is_on().then_some(LoadSettings { interval, window }))
+    }
 }
 
 /// Flags of the status writer.
@@ -234,6 +264,22 @@ fn lease(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a number of seconds from 3 to 3600, such as 15 or 15s".to_owned())
 }
 
+fn load_interval(text: &str) -> Result<Duration, String> {
+    seconds_between(text, 0.1, 300.0)
+}
+
+fn load_window(text: &str) -> Result<Duration, String> {
+    seconds_between(text, 0.1, 3600.0)
+}
+
+fn seconds_between(text: &str, least: f64, most: f64) -> Result<Duration, String> {
+    let number = text.strip_suffix('s').unwrap_or(text).parse().ok();
+    number
+        .filter(|number| (least..=most).contains(number))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("expected a number of seconds from {least} to {most}, such as 10 or 10s"))
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text).parse().ok();
     // One day: longer than any proxy should wait, and short enough to add to any instant.
@@ -341,6 +387,7 @@ fn options(args: Args) -> anyhow::Result<Options> {
     let namespaces = namespaces(args.only_namespace, args.discovery_selector);
     // Objects in files have no status, and no API server asks about them.
     let in_cluster = args.config_dir.is_none() && !args.objects_from_stdin;
+    let load = args.load.settings()?;
     let namespace = args.status.pod_namespace.clone().filter(|_| in_cluster);
     let mesh = args.mesh.config();
     let names = ControlPlaneNames::of(
@@ -387,6 +434,7 @@ fn options(args: Args) -> anyhow::Result<Options> {
             gated: !args.test_ungated,
             ..Default::default()
         },
+        load,
         limits,
         admin_limits,
         timeline_memory: args.timeline_memory,

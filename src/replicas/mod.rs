@@ -29,7 +29,7 @@ use crate::webhook::Issuer;
 use crate::xds::connections::Connections;
 
 pub(crate) use answers::{PeerAnswers, PeerReader, PeerTask};
-pub(crate) use peers::PeerAnswer;
+pub(crate) use peers::{PeerAnswer, observed_at};
 pub use peers::PeerOptions;
 pub use queue::{BURST, WRITES_PER_SECOND};
 

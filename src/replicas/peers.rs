@@ -15,7 +15,7 @@ use kube::{Client, ResourceExt};
 use parking_lot::Mutex;
 use tokio_stream::StreamMap;
 use tonic::Streaming;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::admin::api::v1;
 use crate::admin::api::v1::admin_client::AdminClient;
@@ -84,6 +84,8 @@ enum PeerEvent {
 pub(crate) struct PeerAnswer {
     /// The name of its pod.
     pub name: String,
+    /// Its admin port, if it is known.
+    pub address: Option<SocketAddr>,
     /// Its summaries.
     pub summaries: Result<Arc<Summaries>, String>,
 }
@@ -201,7 +203,8 @@ impl PeerTable {
         match &self.listing {
             Listing::Since(since, why) if now >= *since + GRACE => {
                 let name = "of an unknown name".to_owned();
-                answers.push(PeerAnswer { name, summaries: Err(why.clone()) });
+                let summaries = Err(why.clone());
+                answers.push(PeerAnswer { name, address: None, summaries });
             }
             Listing::Since(since, _) => return Err(*since + GRACE),
             Listing::Idle => return Err(now + GRACE),
@@ -219,7 +222,8 @@ impl PeerTable {
                 (_, Some(summaries)) => Ok(summaries.clone()),
                 (_, None) => return Err(peer.asked + GRACE),
             };
-            answers.push(PeerAnswer { name: name.clone(), summaries });
+            let (name, address) = (name.clone(), Some(peer.address));
+            answers.push(PeerAnswer { name, address, summaries });
         }
         Ok(answers)
     }
@@ -391,6 +395,32 @@ fn ask(address: SocketAddr) -> BoxStream<'static, PeerEvent> {
 }
 
 async fn connect(address: SocketAddr) -> Result<Streaming<v1::SummariesUpdate>, String> {
+    let mut client = client(address).await?;
+    let asked = client.watch_summaries(v1::WatchSummariesRequest {});
+    match tokio::time::timeout(CONNECT, asked).await {
+        Ok(answer) => Ok(answer.map_err(|status| said(&status))?.into_inner()),
+        Err(_) => Err("it does not answer".to_owned()),
+    }
+}
+
+/// What the proxies of a replica reported of their requests. It has [`GRACE`] to answer.
+///
+/// # Errors
+/// It cannot be asked, or does not answer.
+pub(crate) async fn observed_at(
+    address: SocketAddr,
+    namespace: &str,
+) -> Result<v1::ListObservedResponse, String> {
+    let asked = async {
+        let request = v1::ListObservedRequest { namespace: namespace.to_owned() };
+        let answer = client(address).await?.list_observed(request).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| said(&status))
+    };
+    let answer = tokio::time::timeout(GRACE, asked).await;
+    answer.unwrap_or_else(|_| Err("it does not answer".to_owned()))
+}
+
+async fn client(address: SocketAddr) -> Result<AdminClient<Channel>, String> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| with_causes(&error))?
         .connect_timeout(CONNECT)
@@ -398,12 +428,7 @@ async fn connect(address: SocketAddr) -> Result<Streaming<v1::SummariesUpdate>, 
         .keep_alive_timeout(PING)
         .keep_alive_while_idle(true);
     let channel = endpoint.connect().await.map_err(|error| with_causes(&error))?;
-    let mut client = AdminClient::new(channel).max_decoding_message_size(MESSAGE);
-    let asked = client.watch_summaries(v1::WatchSummariesRequest {});
-    match tokio::time::timeout(CONNECT, asked).await {
-        Ok(answer) => Ok(answer.map_err(|status| said(&status))?.into_inner()),
-        Err(_) => Err("it does not answer".to_owned()),
-    }
+    Ok(AdminClient::new(channel).max_decoding_message_size(MESSAGE))
 }
 
 fn said(status: &tonic::Status) -> String {

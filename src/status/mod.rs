@@ -1,6 +1,7 @@
 //! Which proxy has which version of which object, computed from its ACKs.
 
 mod conditions;
+mod observed;
 mod published;
 mod report;
 mod summary;
@@ -11,6 +12,9 @@ pub(crate) mod tests;
 pub(crate) use conditions::{Condition, ConditionStatus};
 pub(crate) use conditions::{
     Conditions, Liveness, PROGRAMMED, ReplicaAnswer, TYPES, conditions, liveness,
+};
+pub(crate) use observed::{
+    ObservedRoute, OtherRoute, Requests, follow_weighted_routes, observe,
 };
 pub(crate) use published::{ObjectVersion, Published, State};
 pub(crate) use report::{

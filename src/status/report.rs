@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
+use super::observed::ObservedRoute;
 use super::published::State;
 use crate::api::{Destination, HttpRouteDestination, Kind, ObjectKey, RouteDestination, share_of};
-use crate::mesh::{Mesh, Scope, ScopeView, VirtualService, resolve};
+use crate::mesh::{Mesh, Proxy, Scope, ScopeView, VirtualService, resolve};
 use crate::revision::MeshRevision;
 use crate::xds::connections::ProxyStatus;
 
@@ -85,6 +86,8 @@ pub(crate) struct SplitReport {
     pub in_scope: usize,
     /// Why the object's newest version was rejected; the shares are those of the last accepted version.
     pub invalid: Vec<String>,
+    /// What its destinations got, if proxies report that.
+    pub observed: Option<ObservedRoute>,
 }
 
 /// A destination's share.
@@ -155,7 +158,7 @@ pub(crate) fn object(
     let proxies: Vec<ProxyObjectState> = match (&state.mesh, since) {
         (Some(mesh), Some(since)) => connected
             .iter()
-            .filter(|status| seen.sees(mesh, status, key))
+            .filter(|status| seen.sees(mesh, &status.proxy, key))
             .map(|status| verdict(status, key, since))
             .collect(),
         _ => Vec::new(),
@@ -177,8 +180,8 @@ pub(crate) fn object(
 pub(super) struct VisibilityCache(BTreeMap<(Scope, ObjectKey), bool>);
 
 impl VisibilityCache {
-    pub(super) fn sees(&mut self, mesh: &Mesh, status: &ProxyStatus, key: &ObjectKey) -> bool {
-        let scope = mesh.scope(&status.proxy);
+    pub(super) fn sees(&mut self, mesh: &Mesh, proxy: &Proxy, key: &ObjectKey) -> bool {
+        let scope = mesh.scope(proxy);
         *self.0.entry((scope.clone(), key.clone())).or_insert_with(|| {
             let view = ScopeView::new(mesh, &scope);
             match key.kind {
@@ -285,7 +288,7 @@ pub(crate) fn splits(
         let since = state.active.get(&wanted.key).map(|item| item.since).unwrap_or_default();
         let verdicts: Vec<ProxyObjectState> = connected
             .iter()
-            .filter(|status| seen.sees(mesh, status, &wanted.key))
+            .filter(|status| seen.sees(mesh, &status.proxy, &wanted.key))
             .map(|status| verdict(status, &wanted.key, since))
             .collect();
         let live = verdicts.iter().filter(|verdict| verdict.state == ObjectState::Live).count();
@@ -298,6 +301,7 @@ pub(crate) fn splits(
             live,
             in_scope: verdicts.len(),
             invalid: state.rejections(&wanted.key),
+            observed: None,
         }));
     }
     found

@@ -130,7 +130,7 @@ pub(crate) fn summary(
     let held_changes = held.take(NAMED).map(ToString::to_string).collect();
     let mut summary = ObjectSummary { version: active.version, held_changes, ..Default::default() };
     let mut seen = VisibilityCache::default();
-    for status in connected.iter().filter(|status| seen.sees(mesh, status, key)) {
+    for status in connected.iter().filter(|status| seen.sees(mesh, &status.proxy, key)) {
         summary.in_scope += 1;
         add_proxy(&mut summary, status, key, active.since);
     }

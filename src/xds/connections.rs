@@ -56,6 +56,11 @@ pub(crate) struct StreamInfo {
 }
 
 impl ProxyStatus {
+    /// The newest mesh that it has, except for what is held back from it or what it rejected; `None` before the first.
+    pub(crate) fn has(&self) -> Option<MeshRevision> {
+        self.acked.max(self.reached.filter(|_| self.resting))
+    }
+
     /// Whether `other` belongs to another stream of the same proxy: a stream for a single type beside others. Two
     /// aggregated streams belong to two proxies with one node id, or to a proxy that reconnected before its old
     /// connection ended.

@@ -5,9 +5,11 @@
 //! `names` that of its table of names, and `beside` has both; [`connections`] tracks which proxy has ACKed what.
 
 mod beside;
+mod client;
 pub(crate) mod connections;
 mod credentials;
 mod grpc;
+mod load;
 mod names;
 mod node;
 mod secrets;

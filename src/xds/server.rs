@@ -1,21 +1,17 @@
 //! The discovery services over gRPC, aggregated and per type: connects clients to a [`Stream`].
 
 use std::convert::Infallible;
-use std::hash::{BuildHasher, RandomState};
 use std::marker::PhantomData;
-use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use envoy_types::pb::envoy::config::core::v3 as core;
 use envoy_types::pb::envoy::service::discovery::v3 as pb;
-use futures::FutureExt;
 use prost::Message as _;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,40 +19,27 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
 use tonic::service::Routes;
-use tracing::Instrument as _;
 use tracing::field::{Empty, display};
 
 use super::beside::{Beside, Taken};
+use super::client::{
+    Access, Caller, Client, Gate, not_served, random_fraction, shutting_down,
+};
 use super::connections::{Connections, ProxyStatus, StreamInfo};
 use super::credentials::Credentials;
-use super::grpc::{self, Outgoing, Requests};
+use super::grpc::Requests;
+use super::load::LoadReporting;
 use super::node::read_node;
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
-use super::wire::Frame;
-use crate::admission::{
-    self, Admission, Exchange, LONGEST_START, Limits, Protocol, Start, Starts, Turns,
-};
+use crate::admission::{self, Admission, Exchange, LONGEST_START, Limits, Protocol, Starts, Turns};
 use crate::ca::{CertificateAuthority, CertificateService};
-use crate::identity::{Identity, TokenError, TokenReviewer};
-use crate::mesh::{Certificates, Proxy, ProxyError};
+use crate::identity::TokenReviewer;
+use crate::load::Loads;
+use crate::mesh::{Certificates, Proxy};
 use crate::metrics::Metrics;
 use crate::revision::MeshRevision;
 use crate::snapshot::{ResourceType, SnapshotCache, SnapshotSubscription};
 use crate::timer::at;
-
-/// How many responses may be queued for a client: one per type, and as many again for a client that answers responses
-/// it has not read. More would let slow clients consume memory.
-const WAITING: usize = 8;
-
-/// How long to wait for a client that does not read to receive the final status.
-const FINAL_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long an answer about the token of an open stream is used, and half as long again for some.
-const REVIEW_AGAIN: Duration = Duration::from_secs(120);
-
-/// The time over which closing is spread, per stream and in total.
-const LEAVE_EACH: Duration = Duration::from_millis(2);
-const LEAVE_ALL: Duration = Duration::from_secs(5);
 
 /// The maximum ratio between the memory of a decoded node and its encoded size.
 const NODE: usize = 2;
@@ -73,12 +56,11 @@ struct Shared {
     connections: Arc<Connections>,
     metrics: Arc<Metrics>,
     settings: StreamSettings,
-    admission: Arc<Admission>,
-    turns: Turns,
+    /// Where load reports go; `None` if they are not wanted.
+    loads: Option<Arc<Loads>>,
+    gate: Arc<Gate>,
     starts: Starts,
     last_id: AtomicU64,
-    closing: CancellationToken,
-    tasks: TaskTracker,
 }
 
 impl Ads {
@@ -88,34 +70,38 @@ impl Ads {
         connections: Arc<Connections>,
         metrics: Arc<Metrics>,
         settings: StreamSettings,
+        loads: Option<Arc<Loads>>,
         limits: Limits,
         closing: CancellationToken,
     ) -> Self {
-        let admission = Arc::new(Admission::new(limits, "xds", &metrics));
-        let turns = Turns::new(limits.streams_per_second);
-        let (last_id, tasks) = (AtomicU64::new(0), TaskTracker::new());
+        let gate = Arc::new(Gate {
+            admission: Arc::new(Admission::new(limits, "xds", &metrics)),
+            turns: Turns::new(limits.streams_per_second),
+            closing,
+            tasks: TaskTracker::new(),
+            read_timeout: settings.ack_timeout,
+        });
+        let last_id = AtomicU64::new(0);
         let shared = Shared {
             snapshots,
             connections,
             metrics,
             settings,
-            admission,
-            turns,
+            loads,
+            gate,
             starts: Starts::default(),
             last_id,
-            closing,
-            tasks,
         };
         Self { shared: Arc::new(shared) }
     }
 
     /// Serves all services on both ports until `closing` is cancelled and every stream has ended.
     pub(crate) async fn serve(self, plain: Option<TcpListener>, secure: Option<SecurePort>) {
-        let shared = &self.shared;
+        let gate = &self.shared.gate;
         let plain = async {
             if let Some(listener) = plain {
                 let routes = self.routes(None).into_axum_router();
-                let (admission, closing) = (shared.admission.clone(), shared.closing.clone());
+                let (admission, closing) = (gate.admission.clone(), gate.closing.clone());
                 admission::serve(listener, routes, admission, Protocol::Grpc, closing).await;
             }
         };
@@ -125,25 +111,30 @@ impl Ads {
                 let access = Access { tokens, authority };
                 let routes = self.routes(Some(&access)).add_service(certificates);
                 let (routes, protocol) = (routes.into_axum_router(), Protocol::Grpc);
-                let (admission, closing) = (shared.admission.clone(), shared.closing.clone());
+                let (admission, closing) = (gate.admission.clone(), gate.closing.clone());
                 admission::serve_tls(listener, routes, admission, protocol, tls, closing).await;
             }
         };
         tokio::select! {
             _ = async { tokio::join!(plain, secure) } => {}
-            () = shared.turns.run() => {}
+            () = gate.turns.run() => {}
         }
-        shared.tasks.close();
-        shared.tasks.wait().await;
+        gate.tasks.close();
+        gate.tasks.wait().await;
     }
 
     /// The services. Their clients identify themselves if `access` asks for it.
     fn routes(&self, access: Option<&Access>) -> Routes {
-        Routes::new(self.service::<Aggregated>(access))
+        let routes = Routes::new(self.service::<Aggregated>(access))
             .add_service(self.service::<Clusters>(access))
             .add_service(self.service::<Endpoints>(access))
             .add_service(self.service::<Listeners>(access))
-            .add_service(self.service::<RouteTables>(access))
+            .add_service(self.service::<RouteTables>(access));
+        let Shared { loads: Some(loads), gate, .. } = &*self.shared else {
+            return routes;
+        };
+        let (loads, gate, access) = (loads.clone(), gate.clone(), access.cloned());
+        routes.add_service(LoadReporting { loads, gate, access })
     }
 
     fn service<P>(&self, access: Option<&Access>) -> Service<P> {
@@ -162,13 +153,6 @@ pub(crate) struct SecurePort {
     pub tokens: Arc<TokenReviewer>,
     /// Signs certificates for clients.
     pub authority: CertificateAuthority,
-}
-
-/// How clients of the TLS port are identified, and get certificates.
-#[derive(Clone, Debug)]
-struct Access {
-    tokens: Arc<TokenReviewer>,
-    authority: CertificateAuthority,
 }
 
 /// A discovery service of the xDS protocol. Source: Envoy's protocol document, "RPC Services and Methods for Each
@@ -296,8 +280,6 @@ impl DiscoveryRequest for pb::DeltaDiscoveryRequest {
     }
 }
 
-type Sender = mpsc::Sender<Result<Outgoing, Status>>;
-
 impl<P: Path> Service<P> {
     /// Starts a stream for a bidirectional streaming call.
     fn open<M: DiscoveryRequest>(
@@ -311,78 +293,32 @@ impl<P: Path> Service<P> {
             return Status::internal("the request came past admission").into_http();
         };
         let id = shared.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let (sender, frames) = mpsc::channel(WAITING);
-        let caller = self.access.map_or(Caller::Anonymous, |access| Caller::Bearer {
-            access,
-            headers: authorization(head.headers),
-        });
+        let caller = Caller::new(self.access, head.headers);
         let span =
             tracing::info_span!("stream", stream = id, variant = variant.name(), proxy = Empty);
-        // The task owns both halves of the stream, so it ends when the client disconnects.
-        let tasks = shared.tasks.clone();
-        let task = async move {
-            let served = StreamTask {
-                shared: &shared,
-                exchange: &exchange,
-                id,
-                variant,
-                kind,
-                caller,
-                sender: &sender,
-            };
-            let ended = AssertUnwindSafe(served.run(Requests::<M>::new(body, exchange.clone())))
-                .catch_unwind()
-                .await;
-            let status = match ended {
-                Ok(Ok(())) => Status::ok(""),
-                Ok(Err(status)) => status,
-                Err(_) => {
-                    tracing::error!("the task of a stream panicked; the proxy will reconnect");
-                    Status::internal("internal error of the stream")
-                }
-            };
-            tracing::debug!(code = ?status.code(), reason = status.message(), "stream ended");
-            shared.connections.remove(id);
-            let farewell = async {
-                let _ = sender.send(Err(status)).await;
-                sender.closed().await;
-            };
-            // Responses that the client has not read by then are dropped.
-            let _ = tokio::time::timeout(FINAL_STATUS_TIMEOUT, farewell).await;
-            exchange.end();
-        };
-        tasks.spawn(task.instrument(span));
-        grpc::response(frames)
+        let (connections, gate, own) =
+            (shared.connections.clone(), shared.gate.clone(), exchange.clone());
+        gate.open(
+            exchange,
+            span,
+            |sender| async move {
+                let gate = &shared.gate;
+                let client = Client { gate, exchange: &own, caller, sender: &sender };
+                let served = StreamTask { shared: &shared, client, id, variant, kind };
+                served.run(Requests::<M>::new(body, own.clone())).await
+            },
+            move || connections.remove(id),
+        )
     }
-}
-
-/// Who has opened a stream.
-enum Caller {
-    /// Nobody asks.
-    Anonymous,
-    /// Whom the token in these headers names.
-    Bearer { access: Access, headers: http::HeaderMap },
-}
-
-/// The header with the token, which is all that is kept of the headers.
-fn authorization(mut headers: http::HeaderMap) -> http::HeaderMap {
-    let name = http::header::AUTHORIZATION;
-    let value = headers.remove(&name).map(|mut value| {
-        value.set_sensitive(true);
-        (name, value)
-    });
-    value.into_iter().collect()
 }
 
 /// A stream and the state needed to serve it.
 struct StreamTask<'a> {
     shared: &'a Shared,
-    exchange: &'a Arc<Exchange>,
+    client: Client<'a>,
     id: u64,
     variant: Variant,
     kind: Option<ResourceType>,
-    caller: Caller,
-    sender: &'a Sender,
 }
 
 /// What a stream serves to its proxy.
@@ -405,15 +341,20 @@ struct Served {
 impl StreamTask<'_> {
     async fn run<M: DiscoveryRequest>(&self, mut requests: Requests<M>) -> Result<(), Status> {
         let shared = self.shared;
-        let Some((first, start)) = self.first(&mut requests).await? else {
+        let starts = shared.starts.place(self.client.exchange.peer());
+        let Some((first, start)) = self.client.first(&mut requests, starts).await? else {
             return Ok(());
         };
         let mut served = self.serve(&first).await?;
         let mut inventory_requests = shared.connections.register(self.id, &served.status);
+        // One that asks for each type on a stream of its own never says that it has all of a state.
+        let loads = shared.loads.as_ref().filter(|_| self.kind.is_none());
+        let mut presence =
+            loads.map(|loads| loads.connected(&served.status.id, &served.status.proxy));
         let (mut request, mut start) = (Some(first), Some(start));
         let start_ends = tokio::time::Instant::now() + LONGEST_START;
         let mut leave_at: Option<tokio::time::Instant> = None;
-        let mut token_lost = pin!(self.token_lost(served.token_expires));
+        let mut token_lost = pin!(self.client.token_lost(served.token_expires));
         loop {
             if let Some(message) = request.take() {
                 self.handle_request(&mut served, message)?;
@@ -424,6 +365,9 @@ impl StreamTask<'_> {
             requests.settle(served.held_bytes())?;
             start = start.filter(|_| !served.status.resting);
             shared.connections.set(self.id, &served.status);
+            if let Some((presence, has)) = presence.as_mut().zip(served.status.has()) {
+                presence.acked(has);
+            }
             let wake = at(served.machine.wake_at().map(Into::into));
             tokio::select! {
                 message = requests.next() => match message? {
@@ -440,62 +384,14 @@ impl StreamTask<'_> {
                 () = served.beside.changed() => {}
                 () = wake => {}
                 () = at(start.is_some().then_some(start_ends)) => start = None,
-                () = self.exchange.over() => return Err(self.revoked()),
-                () = shared.closing.cancelled(), if leave_at.is_none() => {
-                    let streams = shared.admission.streams().used();
-                    leave_at = Some(tokio::time::Instant::now() + leave_after(streams));
+                () = self.client.exchange.over() => return Err(self.client.revoked()),
+                () = self.client.gate.closing.cancelled(), if leave_at.is_none() => {
+                    leave_at = Some(self.client.leave_at());
                 }
                 () = at(leave_at) => return Err(shutting_down()),
                 status = &mut token_lost => return Err(status),
             }
         }
-    }
-
-    /// Waits until the token of the client is no longer valid, and says why. The API server is asked again and again, because
-    /// the pod of a token may be deleted.
-    async fn token_lost(&self, expires: Option<SystemTime>) -> Status {
-        let Caller::Bearer { access, headers } = &self.caller else {
-            return std::future::pending().await;
-        };
-        loop {
-            let pause = REVIEW_AGAIN.mul_f64(1.0 + random_fraction() / 2.0);
-            let left = expires.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
-            tokio::time::sleep(left.map_or(pause, |left| left.min(pause))).await;
-            if expires.is_some_and(|at| at <= SystemTime::now()) {
-                return Status::permission_denied(
-                    "the token of this stream has expired; connect with a new one",
-                );
-            }
-            match access.tokens.identify(headers, self.exchange.peer()).await {
-                Ok(_) | Err(TokenError::Unavailable(_)) => {}
-                Err(error) => return error.into(),
-            }
-        }
-    }
-
-    /// Checks that the client may have the configuration of this proxy. Returns its identity, unless it is anonymous.
-    async fn identify(&self, proxy: &Proxy) -> Result<Option<(Identity, Access)>, Status> {
-        let Caller::Bearer { access, headers } = &self.caller else {
-            return Ok(None);
-        };
-        let identity = tokio::select! {
-            identity = access.tokens.identify(headers, self.exchange.peer()) => {
-                identity.map_err(Status::from)
-            }
-            () = self.sender.closed() => Err(Status::cancelled("the client has left")),
-            () = self.exchange.over() => Err(self.revoked()),
-            () = self.shared.closing.cancelled() => Err(shutting_down()),
-        };
-        let identity = identity.inspect_err(|status| {
-            let reason = format_args!("{}: {}", proxy.id, status.message());
-            self.shared.admission.log("refused a client without a valid token", &reason);
-        })?;
-        identity.permits(proxy).map_err(|reason| {
-            let why = format_args!("{}: {reason}", proxy.id);
-            self.shared.admission.log("refused a client with another's token", &why);
-            Status::permission_denied(reason)
-        })?;
-        Ok(Some((identity, access.clone())))
     }
 
     /// Begins to serve the proxy that sent this first request.
@@ -504,7 +400,7 @@ impl StreamTask<'_> {
             Status::invalid_argument("the first request of a stream must carry `node`")
         })?;
         let mut proxy = read_node(node).map_err(|error| not_served(&error))?;
-        let (identity, access) = self.identify(&proxy).await?.unzip();
+        let (identity, access) = self.client.identify(&proxy).await?.unzip();
         let token_expires = identity.as_ref().and_then(|identity| identity.expires);
         let credentials = identity.zip(access).filter(|_| self.kind.is_none());
         let credentials = credentials.map(|(identity, access)| {
@@ -513,7 +409,7 @@ impl StreamTask<'_> {
         if credentials.is_some() && proxy.certificates == Certificates::None {
             proxy.certificates = Certificates::Ads;
         }
-        self.exchange.makes_sense();
+        self.client.exchange.makes_sense();
         tracing::Span::current().record("proxy", display(&proxy));
         tracing::info!(node_id = %proxy.id, "proxy connected");
         if let Some(kind) = self.kind {
@@ -565,7 +461,7 @@ impl StreamTask<'_> {
             let (resource_type, bytes) = (response.kind.short_name(), response.frame.len());
             tracing::debug!(resource_type, bytes, "sending a response");
             metrics.pushed(resource_type, bytes);
-            if !self.send(response.frame).await? {
+            if !self.client.send(response.frame).await? {
                 return Ok(false);
             }
         }
@@ -575,50 +471,12 @@ impl StreamTask<'_> {
         let latest = served.subscription.snapshots.borrow().clone();
         for (resource_type, frame) in served.beside.responses(latest.as_deref()) {
             metrics.pushed(resource_type, frame.len());
-            if !self.send(frame).await? {
+            if !self.client.send(frame).await? {
                 return Ok(false);
             }
         }
         update_status(&mut served.status, &served.machine, now);
         Ok(true)
-    }
-
-    /// The first request, and the place of this stream among those that start; `None` if the client ends the stream without
-    /// one. A stream waits for its turn only once its first request begins: a client that only opens streams takes no turn,
-    /// and a waiting stream holds almost no memory.
-    async fn first<M: DiscoveryRequest>(
-        &self,
-        requests: &mut Requests<M>,
-    ) -> Result<Option<(M, Start)>, Status> {
-        let within = self.exchange.limits().first_request;
-        let first = async {
-            let begun = tokio::time::timeout(within, requests.begun()).await.map_err(|_| {
-                let within = within.as_secs_f64();
-                Status::deadline_exceeded(format!("no request arrived within {within} s"))
-            })??;
-            if !begun {
-                return Ok(None);
-            }
-            self.exchange.is_in_use();
-            let (shared, peer) = (self.shared, self.exchange.peer());
-            shared.turns.turn(peer).await;
-            let start = shared.starts.place(peer).await;
-            Ok(requests.next().await?.map(|first| (first, start)))
-        };
-        tokio::select! {
-            first = first => first,
-            () = self.sender.closed() => Ok(None),
-            () = self.exchange.over() => Err(self.revoked()),
-            () = self.shared.closing.cancelled() => Err(shutting_down()),
-        }
-    }
-
-    /// The status of a stream that is ended to free resources for other streams.
-    fn revoked(&self) -> Status {
-        let why = self.exchange.why_revoked();
-        Status::resource_exhausted(
-            why.map_or_else(|| "the stream was ended".to_owned(), |why| why.to_string()),
-        )
     }
 
     fn first_status(&self, proxy: Proxy) -> ProxyStatus {
@@ -699,20 +557,6 @@ impl StreamTask<'_> {
         }
         Ok(())
     }
-
-    /// Sends a frame. Returns whether the client is still connected.
-    async fn send(&self, frame: Frame) -> Result<bool, Status> {
-        let limit = self.shared.settings.ack_timeout;
-        let outgoing = Outgoing::new(frame, self.exchange)?;
-        tokio::select! {
-            sent = tokio::time::timeout(limit, self.sender.send(Ok(outgoing))) => match sent {
-                Ok(sent) => Ok(sent.is_ok()),
-                Err(_) => Err(Status::resource_exhausted("the client does not read its responses")),
-            },
-            () = self.exchange.over() => Err(self.revoked()),
-            () = self.shared.closing.cancelled() => Err(shutting_down()),
-        }
-    }
 }
 
 impl Served {
@@ -744,19 +588,6 @@ impl Served {
     }
 }
 
-/// How long a stream waits before it closes when all streams close: a random part of the total time, so that the
-/// clients do not all reconnect at once.
-fn leave_after(streams: usize) -> Duration {
-    let streams = u32::try_from(streams).unwrap_or(u32::MAX);
-    let all = LEAVE_EACH.saturating_mul(streams.saturating_sub(1)).min(LEAVE_ALL);
-    all.mul_f64(random_fraction())
-}
-
-/// A random number from 0 to 1. The standard library seeds its hash maps from the system's randomness.
-fn random_fraction() -> f64 {
-    RandomState::new().hash_one(()) as f64 / u64::MAX as f64
-}
-
 fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     if let Some(reached) = machine.reached().filter(|reached| status.reached != Some(*reached)) {
         tracing::debug!(revision = reached.get(), "proxy has all of the revision");
@@ -777,33 +608,4 @@ fn update_status(status: &mut ProxyStatus, machine: &Stream, now: Instant) {
     status.rejected = machine.rejected();
     status.held = machine.held();
     status.kept = machine.kept();
-}
-
-fn shutting_down() -> Status {
-    Status::unavailable("weir is shutting down")
-}
-
-fn not_served(error: &ProxyError) -> Status {
-    tracing::warn!(%error, "refused a client");
-    match error {
-        ProxyError::Generator { .. } => Status::unimplemented(error.to_string()),
-        ProxyError::Id(_)
-        | ProxyError::TooLong { .. }
-        | ProxyError::Type { .. }
-        | ProxyError::Address { .. } => Status::invalid_argument(error.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn streams_close_within_the_total_time() {
-        let times: Vec<_> = (0..100).map(|_| leave_after(101)).collect();
-        assert!(times.iter().all(|time| *time <= LEAVE_EACH * 100));
-        assert!(times.iter().max() > times.iter().min(), "not all at the same time");
-        assert!(leave_after(usize::MAX) <= LEAVE_ALL);
-        assert_eq!(leave_after(1), Duration::ZERO);
-    }
 }

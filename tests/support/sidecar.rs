@@ -102,6 +102,11 @@ impl Sidecar {
         self.wait(name, async |this| (this.stat(name).await >= least).then_some(())).await;
     }
 
+    /// The number of weir's admin port.
+    pub(crate) fn weir_port(&self) -> u16 {
+        self.weir_admin.port()
+    }
+
     /// weir's admin interface.
     pub(crate) fn weir(&self) -> Admin {
         // Not cached, because its connections belong to the runtime of one test.

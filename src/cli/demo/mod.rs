@@ -19,6 +19,7 @@ use crate::canary::sidecar;
 use crate::cli::signals::Signals;
 use crate::control_plane::{ControlPlane, Options, Source};
 use crate::envoy::{EnvoyBinary, EnvoyProcess, SpawnOptions};
+use crate::load::LoadSettings;
 use crate::mesh::{MeshConfig, WeightDelivery};
 use crate::timeline;
 use crate::xds::stream::StreamSettings;
@@ -127,6 +128,7 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         admin_listen: any,
         mesh: MeshConfig { weights: WeightDelivery::Runtime, ..MeshConfig::default() },
         streams: StreamSettings::default(),
+        load: Some(LoadSettings::default()),
         limits: Limits::default(),
         admin_limits: Limits::admin(),
         webhook: None,
