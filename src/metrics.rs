@@ -615,7 +615,9 @@ mod tests {
     /// The names of weir's metrics in a text, as the dashboard and the alerts use them.
     fn names(text: &str) -> BTreeSet<&str> {
         let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-        words.filter(|word| ["weir_", "pilot_"].iter().any(|start| word.starts_with(start))).collect()
+        words
+            .filter(|word| ["weir_", "pilot_"].iter().any(|start| word.starts_with(start)))
+            .collect()
     }
 
     #[test]

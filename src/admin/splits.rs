@@ -385,8 +385,8 @@ mod tests {
         let all = observations(&[requests(800, 790, 0), requests(200, 100, 95)]);
         let [first, second] = all.as_slice() else { panic!("{all:?}") };
         assert_eq!((first.percent, second.percent), (Some(80.0), Some(20.0)));
-        // Wilson at 99 % of 200 of 1000: 0.16953 to 0.23443.
-        assert_eq!((second.lower, second.upper), (16.95, 23.45));
+        // Wilson at 99 % of 200 of 1000: 0.169443 to 0.234513.
+        assert_eq!((second.lower, second.upper), (16.94, 23.46));
         assert_eq!((second.requests, second.ended, second.errors), (200, 195, 95));
         assert_eq!(second.error_percent, Some(48.72));
         assert_eq!(second.verdict(), v1::Verdict::Worse);

@@ -109,7 +109,13 @@ struct RunArgs {
     #[arg(long, value_enum, value_name = "ON|OFF", env = "WEIR_XDS_TLS", default_value = "on")]
     xds_tls: Switch,
     /// Whether Envoy tells weir how many requests it sent to which cluster, and how they ended
-    #[arg(long, value_enum, value_name = "ON|OFF", env = "WEIR_LOAD_REPORTS", default_value = "on")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ON|OFF",
+        env = "WEIR_LOAD_REPORTS",
+        default_value = "on"
+    )]
     load_reports: Switch,
     /// The name of the pod
     #[arg(long, value_name = "NAME", env = "POD_NAME", value_parser = dns_name)]

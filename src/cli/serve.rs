@@ -274,10 +274,9 @@ fn load_window(text: &str) -> Result<Duration, String> {
 
 fn seconds_between(text: &str, least: f64, most: f64) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text).parse().ok();
-    number
-        .filter(|number| (least..=most).contains(number))
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| format!("expected a number of seconds from {least} to {most}, such as 10 or 10s"))
+    number.filter(|number| (least..=most).contains(number)).map(Duration::from_secs_f64).ok_or_else(
+        || format!("expected a number of seconds from {least} to {most}, such as 10 or 10s"),
+    )
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -161,7 +161,7 @@ mod tests {
             ((0, 900), (0, 10), Verdict::TooFew),
             ((0, 900), (0, 900), Verdict::NoWorse),
             ((9, 900), (450, 900), Verdict::Worse),
-            ((0, 900), (1, 10), Verdict::TooFew),
+            ((5, 900), (1, 20), Verdict::TooFew),
             ((0, 900), (5, 10), Verdict::Worse),
             ((450, 900), (0, 900), Verdict::NoWorse),
         ] {

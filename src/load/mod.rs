@@ -178,6 +178,8 @@ pub(crate) struct Reporter {
     told: u64,
     /// When the last report arrived.
     last: Option<Instant>,
+    /// Whether there is nothing to report.
+    is_waiting: bool,
 }
 
 impl Loads {
@@ -279,7 +281,7 @@ impl Loads {
         }
         drop(kept);
         self.metrics.streams.inc();
-        Ok(Reporter { loads: self.clone(), proxy, told: 0, last: None })
+        Ok(Reporter { loads: self.clone(), proxy, told: 0, last: None, is_waiting: false })
     }
 
     /// All proxies that are connected, or have reported within the window.
@@ -329,14 +331,27 @@ impl Loads {
 
 impl Reporter {
     /// The answer that is due: the list of clusters, if it has changed since the last one. To be sent only right after a
-    /// request, because Envoy begins a new period with each answer.
+    /// request or after [`Reporter::waited`], because Envoy begins a new period with each answer.
     pub(crate) fn answer(&mut self) -> Option<Bytes> {
         let named = self.loads.named();
-        if self.last.is_some() && self.told == named.version() {
+        let is_same = self.told == named.version();
+        // Envoy does not report without clusters, nor before the first answer.
+        self.is_waiting = named.is_empty();
+        if is_same || (self.is_waiting && self.told == 0) {
             return None;
         }
         self.told = named.version();
         Some(named.response())
+    }
+
+    /// Waits until there is something to report, if there is nothing. Cancel safe.
+    pub(crate) async fn waited(&self) {
+        if !self.is_waiting {
+            return std::future::pending().await;
+        }
+        let mut named = self.loads.named.subscribe();
+        // The sender lives as long as the stream.
+        let _ = named.wait_for(|named| !named.is_empty()).await;
     }
 
     /// Takes in a request, which arrived now. The first one of a stream may have a report as well: of what happened

@@ -108,6 +108,11 @@ impl Named {
         self.left_out > 0
     }
 
+    /// Whether there is no cluster.
+    pub(super) fn is_empty(&self) -> bool {
+        self.clusters.is_empty()
+    }
+
     /// A cluster of the list.
     pub(crate) fn get(&self, name: &str) -> Option<&Cluster> {
         self.clusters.get(name)

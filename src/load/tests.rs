@@ -147,6 +147,26 @@ fn what_does_not_fit_is_left_out_and_told() {
     assert_eq!(loads.counts.load(Ordering::Relaxed), 0);
 }
 
+#[tokio::test]
+async fn a_proxy_is_told_the_list_as_soon_as_there_is_one() {
+    let loads = Arc::new(Loads::new(LoadSettings::default(), LoadMetrics::default()));
+    let (id, _presence) = connect(&loads, "a");
+    let mut reporter = loads.open(&id).unwrap();
+    reporter.take(&request(&[])).unwrap();
+    assert_eq!(reporter.answer(), None, "an empty list would end the reports");
+    assert!(futures::poll!(std::pin::pin!(reporter.waited())).is_pending());
+    loads.name(&["v1".to_owned()].into());
+    reporter.waited().await;
+    assert_eq!(reporter.answer(), Some(loads.named().response()));
+    assert!(futures::poll!(std::pin::pin!(reporter.waited())).is_pending());
+    loads.name(&BTreeSet::new());
+    reporter.take(&request(&[("v1", 1)])).unwrap();
+    assert_eq!(reporter.answer(), Some(loads.named().response()), "nothing more to report");
+    loads.name(&["v2".to_owned()].into());
+    reporter.waited().await;
+    assert!(reporter.answer().is_some());
+}
+
 #[test]
 fn malformed_reports_are_refused() {
     let loads = loads(10, 60);

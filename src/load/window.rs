@@ -90,7 +90,8 @@ impl Window {
             Some(last)
                 if last.list == report.list
                     && report.ended.saturating_duration_since(last.began) <= slot
-                    && !apart.is_some_and(|at| is_roomy && last.began < at && at <= report.began) =>
+                    && !apart
+                        .is_some_and(|at| is_roomy && last.began < at && at <= report.began) =>
             {
                 last.continue_with(report);
             }

@@ -29,8 +29,8 @@ use crate::webhook::Issuer;
 use crate::xds::connections::Connections;
 
 pub(crate) use answers::{PeerAnswers, PeerReader, PeerTask};
-pub(crate) use peers::{PeerAnswer, observed_at};
 pub use peers::PeerOptions;
+pub(crate) use peers::{PeerAnswer, observed_at};
 pub use queue::{BURST, WRITES_PER_SECOND};
 
 /// The shortest time between two summaries. What happens meanwhile is summarized together.

@@ -145,10 +145,8 @@ impl Viewers {
         let since = active.into_iter().flatten().map(|item| item.since).max().unwrap_or_default();
         let names: Vec<Vec<String>> =
             split.shares.iter().map(|share| clusters_of(mesh, share)).collect();
-        let clusters: Vec<Vec<Option<&Cluster>>> = names
-            .iter()
-            .map(|names| names.iter().map(|name| named.get(name)).collect())
-            .collect();
+        let clusters: Vec<Vec<Option<&Cluster>>> =
+            names.iter().map(|names| names.iter().map(|name| named.get(name)).collect()).collect();
         let mut found = ObservedRoute {
             versions,
             in_scope: self.in_scope,

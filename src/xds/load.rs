@@ -118,19 +118,19 @@ async fn serve(
     loop {
         if let Some(request) = request.take() {
             reporter.take(&request).map_err(refused)?;
-            if let Some(answer) = reporter.answer()
-                && !client.send(Frame::encoded(answer)).await?
-            {
-                return Ok(());
-            }
-            drop(request);
-            requests.settle(reporter.held_bytes())?;
         }
+        if let Some(answer) = reporter.answer()
+            && !client.send(Frame::encoded(answer)).await?
+        {
+            return Ok(());
+        }
+        requests.settle(reporter.held_bytes())?;
         tokio::select! {
             message = requests.next() => match message? {
                 Some(message) => request = Some(message),
                 None => return Ok(()),
             },
+            () = reporter.waited() => {}
             () = client.sender.closed() => return Ok(()),
             () = client.exchange.over() => return Err(client.revoked()),
             () = client.gate.closing.cancelled(), if leave_at.is_none() => {

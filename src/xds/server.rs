@@ -22,9 +22,7 @@ use tonic::service::Routes;
 use tracing::field::{Empty, display};
 
 use super::beside::{Beside, Taken};
-use super::client::{
-    Access, Caller, Client, Gate, not_served, random_fraction, shutting_down,
-};
+use super::client::{Access, Caller, Client, Gate, not_served, random_fraction, shutting_down};
 use super::connections::{Connections, ProxyStatus, StreamInfo};
 use super::credentials::Credentials;
 use super::grpc::Requests;
