@@ -123,7 +123,7 @@ impl ControlPlane {
         let listeners = Listeners::bind(&options)?;
         let addresses = listeners.addresses()?;
         let (snapshots, snapshots_ended) = SnapshotCache::start().context("the snapshot thread")?;
-        let (metrics, published) = (Arc::<Metrics>::default(), Arc::<Published>::default());
+        let metrics = Arc::<Metrics>::default();
         let timeline = Arc::new(Timeline::new(options.timeline_memory));
         let ((ready_sender, ready), (revision_sender, revision)) =
             (watch::channel(false), watch::channel(MeshRevision::NONE));
@@ -134,23 +134,6 @@ impl ControlPlane {
         let selection = selection(&options.source, &options.mesh);
         let (freshness_probe, client) =
             read(options.source, &selection, states_sender, changes_sender, &mut tasks).await?;
-        let engine = Engine {
-            snapshots: snapshots.clone(),
-            metrics: metrics.clone(),
-            builder: MeshBuilder::new(options.mesh.clone()),
-            rollout_guard: RolloutGuard::default(),
-            published: published.clone(),
-            reported: BTreeMap::new(),
-            timeline: timeline.clone(),
-            store: Store::default(),
-            stores: stores_sender,
-            dirty: BTreeSet::new(),
-            revision: revision_sender,
-            ready: ready_sender,
-        };
-        tasks.spawn(engine.run(changes));
-        // Its sender is never used and is dropped with the thread.
-        tasks.spawn(snapshots_ended.map(|_| Err(anyhow::anyhow!("the snapshot thread ended"))));
         let webhook = Webhook::new(metrics.webhook());
         let (authority_sender, authority) = watch::channel(None);
         let load = options.load.map(|settings| Arc::new(Loads::new(settings, metrics.load())));
@@ -162,7 +145,7 @@ impl ControlPlane {
             metrics,
             snapshots,
             connections: Arc::default(),
-            published,
+            published: Arc::default(),
             freshness_probe,
             stores: stores.clone(),
             peers: PeerAnswers::new(options.peers.as_ref()),
@@ -170,6 +153,10 @@ impl ControlPlane {
             load,
             closing: CancellationToken::new(),
         };
+        let (mesh, outputs) = (&options.mesh, (stores_sender, revision_sender, ready_sender));
+        tasks.spawn(Engine::new(&admin, mesh, outputs).run(changes));
+        // Its sender is never used and is dropped with the thread.
+        tasks.spawn(snapshots_ended.map(|_| Err(anyhow::anyhow!("the snapshot thread ended"))));
         let mut services = Services { admin, client, tasks };
         services.follow();
         services.ask_replicas(options.peers);
@@ -564,7 +551,28 @@ struct Engine {
     ready: watch::Sender<bool>,
 }
 
+/// Where the engine tells the newest objects, the newest mesh, and that there is one.
+type EngineOutputs =
+    (watch::Sender<Option<Store>>, watch::Sender<MeshRevision>, watch::Sender<bool>);
+
 impl Engine {
+    fn new(admin: &Admin, mesh: &MeshConfig, (stores, revision, ready): EngineOutputs) -> Self {
+        Self {
+            snapshots: admin.snapshots.clone(),
+            metrics: admin.metrics.clone(),
+            builder: MeshBuilder::new(mesh.clone()),
+            rollout_guard: RolloutGuard::default(),
+            published: admin.published.clone(),
+            reported: BTreeMap::new(),
+            timeline: admin.timeline.clone(),
+            store: Store::default(),
+            stores,
+            dirty: BTreeSet::new(),
+            revision,
+            ready,
+        }
+    }
+
     async fn run(mut self, mut changes: mpsc::Receiver<Vec<SourceEvent>>) -> anyhow::Result<()> {
         while let Some(mut batch) = changes.recv().await {
             // Everything in the queue is applied in one step.

@@ -22,10 +22,13 @@ use crate::timer::at;
 /// The shortest time between two updates for reports that arrived.
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// What the other replicas say.
+/// What another replica observed, or why it cannot be asked.
+type Answer = Result<BTreeMap<Place, v1::ObservedCounts>, String>;
+
+/// What the other replicas say, by the names of their pods.
 #[derive(Clone, Debug, Default)]
 struct Others {
-    answers: Vec<(String, Result<BTreeMap<Place, v1::ObservedCounts>, String>)>,
+    answers: Vec<(String, Answer)>,
 }
 
 /// Where a route is: the VirtualService with the hosts, the one that holds it, and the field.
@@ -198,10 +201,7 @@ fn chosen(
 }
 
 /// What another replica observed.
-async fn observed(
-    address: SocketAddr,
-    namespace: &str,
-) -> Result<BTreeMap<Place, v1::ObservedCounts>, String> {
+async fn observed(address: SocketAddr, namespace: &str) -> Answer {
     let counts = observed_at(address, namespace).await?.splits.into_iter();
     Ok(counts.filter_map(|counts| Some((place(&counts)?, counts))).collect())
 }
