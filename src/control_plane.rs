@@ -151,6 +151,7 @@ impl ControlPlane {
             peers: PeerAnswers::new(options.peers.as_ref()),
             timeline,
             load,
+            history: Arc::default(),
             closing: CancellationToken::new(),
         };
         let (mesh, outputs) = (&options.mesh, (stores_sender, revision_sender, ready_sender));
@@ -313,11 +314,16 @@ struct Services {
 }
 
 impl Services {
-    /// Records what becomes of objects on the proxies.
+    /// Records what becomes of objects on the proxies, and of the weights of routes.
     fn follow(&mut self) {
         let Admin { timeline, published, connections, sync, closing, .. } = self.admin.clone();
         let follower = Follower { timeline, published, connections, sync, closing };
         self.tasks.spawn(follower.run());
+        let (sampled, stop) = (admin::sample(self.admin.clone()), self.admin.closing.clone());
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled(sampled).await;
+            Ok(())
+        });
     }
 
     /// Asks the other replicas about their proxies while somebody needs to know.

@@ -24,6 +24,7 @@ pub mod mesh;
 pub(crate) mod metrics;
 pub(crate) mod ports;
 pub(crate) mod preflight;
+pub(crate) mod preview;
 pub mod proto_json;
 pub(crate) mod redirect;
 pub mod replicas;

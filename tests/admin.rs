@@ -103,6 +103,58 @@ async fn splits_and_wait_report_the_state_of_a_real_envoy() {
 }
 
 #[tokio::test]
+async fn diff_says_what_applying_would_change_and_the_running_weir_explains_requests() {
+    let canary = Canary::start(&[]).await;
+    canary.edit("virtual-service.yaml", &route_yaml(90, 10)).await;
+    let request = format!("GET http://my-app.shop:{}/", canary.objects.service);
+    let client = ["--from", "shop/client-0", "--request", &request];
+
+    let explained = weir(&canary, &[&["explain"][..], &client].concat());
+    assert_eq!(explained.status.code(), Some(0), "{explained:?}");
+    assert!(text(&explained).contains("90.00 %"), "{explained:?}");
+    let explanation = json(&weir(&canary, &[&["explain", "-o", "json"][..], &client].concat()));
+    assert_eq!(explanation["outcome"]["destinations"][0]["percent"], 90.0, "{explanation:#}");
+    let nowhere = ["explain", "--from", "client-0", "--request", "GET http://web/"];
+    let nowhere = weir(&canary, &nowhere);
+    assert_eq!(nowhere.status.code(), Some(2), "{nowhere:?}");
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("from: `client-0`"), "{nowhere:?}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("route.yaml");
+    let named = file.to_str().unwrap();
+    let diff = |text: &str, more: &[&str]| {
+        std::fs::write(&file, text).unwrap();
+        weir(&canary, &[&["diff", "-f", named][..], more].concat())
+    };
+    let same = diff(&route_yaml(90, 10), &client);
+    assert_eq!(same.status.code(), Some(0), "{same:?}");
+    assert!(text(&same).contains("0 of 1 connected proxies"), "{same:?}");
+    assert!(text(&same).contains("the same as now"), "{same:?}");
+
+    let moved = diff(&route_yaml(20, 80), &client);
+    assert_eq!(moved.status.code(), Some(1), "{moved:?}");
+    let said = text(&moved);
+    assert!(said.starts_with("changed  VirtualService shop/my-app\n"), "{said}");
+    assert!(
+        said.contains("v1 90 -> 20 %, v2 10 -> 80 %") && said.contains("1 of 1 connected proxies"),
+        "{said}"
+    );
+    let now = said.find("90.00 %").unwrap();
+    assert!(now < said.find("20.00 %").unwrap(), "{said}");
+    assert!(said.lines().all(|line| line.chars().count() <= 100), "{said}");
+    // Nothing was written.
+    let splits = json(&weir(&canary, &["splits", "-o", "json"]));
+    assert_eq!(splits["splits"][0]["shares"][0]["wanted"], 90, "{splits:#}");
+
+    let wrong = diff(&route_yaml(20, 80).replace("weight: 80", "weight: many"), &[]);
+    assert_eq!(wrong.status.code(), Some(1), "{wrong:?}");
+    assert!(text(&wrong).starts_with("invalid  VirtualService shop/my-app\n"), "{wrong:?}");
+    assert!(text(&wrong).contains("weight"), "{wrong:?}");
+    let none = weir(&canary, &["diff", "-f", folder.path().join("nothing").to_str().unwrap()]);
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+}
+
+#[tokio::test]
 async fn recent_writes_are_waited_for() {
     let canary = Canary::start(&[]).await;
     for n in 1..=20 {

@@ -24,7 +24,7 @@ impl Demo {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(["demo", "--keep", "--steps", "100,0", "--requests", "50"])
+            .args(["demo", "--keep", "--steps", "100,0", "--requests", "100"])
             .env("TMPDIR", folder.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 use super::api::v1::{self, admin_server::AdminServer};
 use super::convert::object_kind;
 use super::{Admin, diff, summaries, timeline};
-use crate::api::ObjectKey;
+use crate::api::{Kind, ObjectKey};
 use crate::bootstrap::dns_label;
 use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use crate::source::freshness::Freshness;
@@ -21,10 +21,15 @@ use crate::xds::stream::SentResource;
 /// How many reports may be queued for a client. A client that does not read gets no further reports.
 const WAITING: usize = 4;
 
+/// The maximum request size in bytes, for the files of a preview.
+const MAX_REQUEST: usize = 16 << 20;
+
 /// The gRPC service.
 pub(crate) fn service(admin: Admin) -> AdminServer<Admin> {
     // A dump contains the configuration of an entire mesh.
-    AdminServer::new(admin).max_encoding_message_size(usize::MAX)
+    AdminServer::new(admin)
+        .max_encoding_message_size(usize::MAX)
+        .max_decoding_message_size(MAX_REQUEST)
 }
 
 type Updates<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -413,6 +418,26 @@ impl v1::admin_server::Admin for Admin {
         self.ensure_ready()?;
         let admin = self.clone();
         in_background(move || admin.findings(&request.get_ref().namespace)).await
+    }
+
+    async fn preview_objects(
+        &self,
+        request: Request<v1::PreviewObjectsRequest>,
+    ) -> Result<Response<v1::PreviewObjectsResponse>, Status> {
+        self.ensure_ready()?;
+        let admin = self.clone();
+        in_background(move || admin.preview(request.into_inner())).await
+    }
+
+    async fn get_history(
+        &self,
+        request: Request<v1::GetHistoryRequest>,
+    ) -> Result<Response<v1::GetHistoryResponse>, Status> {
+        self.ensure_ready()?;
+        let v1::GetHistoryRequest { namespace, name } = request.into_inner();
+        dns_label(&namespace).map_err(|why| invalid("namespace", why))?;
+        let object = ObjectKey::new(Kind::VirtualService, &namespace, &name);
+        Ok(Response::new(self.history.of(&object)))
     }
 
     type WatchSummariesStream = Updates<v1::SummariesUpdate>;

@@ -31,6 +31,7 @@ pub(super) fn routes() -> Router<Admin> {
         .route("/dump", get(dump))
         .route("/diff", get(diff))
         .route("/splits", get(splits))
+        .route("/history/{namespace}/{name}", get(history))
         .route("/explain", get(explain))
         .route("/findings", get(findings))
         .route("/observed/{namespace}/{name}", get(observed))
@@ -72,7 +73,8 @@ async fn readiness(State(admin): State<Admin>, Query(fields): Query<Fields>) -> 
 }
 
 const NO_SUCH_PATH: &str = "no such path; expected one of /api/v1/proxies, /api/v1/dump, /api/v1/diff, \
-                            /api/v1/splits, /api/v1/observed/NAMESPACE/NAME, /api/v1/explain, /api/v1/findings, \
+                            /api/v1/splits, /api/v1/observed/NAMESPACE/NAME, \
+                            /api/v1/history/NAMESPACE/NAME, /api/v1/explain, /api/v1/findings, \
                             /api/v1/readiness, /api/v1/timeline, /api/v1/timeline/KIND/NAMESPACE/NAME and \
                             /api/v1/objects/KIND/NAMESPACE/NAME";
 
@@ -81,18 +83,40 @@ type Fields = Vec<(String, String)>;
 
 type Place = Path<(String, String, String)>;
 
+/// A namespace and a name.
+type NamedPlace = Path<(String, String)>;
+
+/// The fields of a request whose namespace and name are in its path.
+fn named_fields(
+    place: Result<NamedPlace, PathRejection>,
+    mut more: Fields,
+) -> Result<Fields, Status> {
+    let Path((namespace, name)) =
+        place.map_err(|rejection| Status::invalid_argument(rejection.body_text()))?;
+    more.extend([("namespace".to_owned(), namespace), ("name".to_owned(), name)]);
+    Ok(more)
+}
+
 async fn observed(
     State(admin): State<Admin>,
-    place: Result<Path<(String, String)>, PathRejection>,
-    Query(mut fields): Query<Fields>,
+    place: Result<NamedPlace, PathRejection>,
+    Query(more): Query<Fields>,
 ) -> Response {
-    let (namespace, name) = match place {
-        Ok(Path(place)) => place,
-        Err(rejection) => return refuse(&Status::invalid_argument(rejection.body_text())),
-    };
-    fields.push(("namespace".to_owned(), namespace));
-    fields.push(("name".to_owned(), name));
-    call(fields, async |request| admin.get_observed(request).await).await
+    match named_fields(place, more) {
+        Ok(fields) => call(fields, async |request| admin.get_observed(request).await).await,
+        Err(status) => refuse(&status),
+    }
+}
+
+async fn history(
+    State(admin): State<Admin>,
+    place: Result<NamedPlace, PathRejection>,
+    Query(more): Query<Fields>,
+) -> Response {
+    match named_fields(place, more) {
+        Ok(fields) => call(fields, async |request| admin.get_history(request).await).await,
+        Err(status) => refuse(&status),
+    }
 }
 
 async fn object(
@@ -283,9 +307,9 @@ mod tests {
     fn every_field_of_every_request_has_a_form_in_a_query() {
         let descriptor = proto_json::descriptor(&v1::ListProxiesRequest::full_name()).unwrap();
         let service = descriptor.parent_pool().get_service_by_name("weir.admin.v1.Admin").unwrap();
-        for field in
-            service.methods().flat_map(|method| method.input().fields().collect::<Vec<_>>())
-        {
+        // Files are for gRPC alone.
+        let methods = service.methods().filter(|method| method.name() != "PreviewObjects");
+        for field in methods.flat_map(|method| method.input().fields().collect::<Vec<_>>()) {
             let text = match field.kind() {
                 Kind::Enum(kind) => kind.default_value().name().to_owned(),
                 _ => "text".to_owned(),

@@ -5,6 +5,7 @@ pub(crate) mod convert;
 mod diff;
 mod gates;
 mod grpc;
+mod history;
 mod http;
 mod page;
 mod questions;
@@ -22,6 +23,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+pub(crate) use history::{History, sample};
 
 use crate::ca::Current;
 use crate::load::Loads;
@@ -69,6 +72,8 @@ pub(crate) struct Admin {
     pub timeline: SharedTimeline,
     /// What proxies report of their requests; `None` if they do not.
     pub load: Option<Arc<Loads>>,
+    /// What became of the weighted routes in the last hour.
+    pub history: Arc<History>,
     /// Ends the streaming responses at shutdown.
     pub closing: CancellationToken,
 }

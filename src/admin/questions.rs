@@ -1,4 +1,5 @@
-//! Questions about the objects that weir reads: how a request is routed, and what is wrong with them.
+//! Questions about the objects that weir reads: how a request is routed, what is wrong with them, and
+//! what would change with others.
 
 use std::sync::Arc;
 
@@ -9,12 +10,15 @@ use super::diff::value;
 use super::grpc::{checked_namespace, invalid};
 use super::{Admin, NOT_READY};
 use crate::analyze::{self, Finding, Severity};
+use crate::api::{Object, ObjectKey};
 use crate::explain::{self, TrafficQuery};
 use crate::mesh::{self, Mesh, Proxy, ScopeView};
+use crate::preview::{ObjectChange, Preview, ResourceChange, ResourceDifference, Sample, preview};
 use crate::rollout_guard::HeldChange;
 use crate::snapshot::SnapshotBuilder;
 use crate::source::Origin;
 use crate::store::Store;
+use crate::timeline;
 
 impl Admin {
     /// Explains how a request is routed. Takes long in a large mesh: everything that the client's proxy gets is made.
@@ -73,6 +77,88 @@ impl Admin {
         let mut findings: Vec<v1::Finding> = found.map(Into::into).collect();
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         Ok(v1::ListFindingsResponse { findings })
+    }
+}
+
+impl Admin {
+    /// What applying these files would change. Takes long in a large mesh.
+    pub(super) fn preview(
+        &self,
+        request: v1::PreviewObjectsRequest,
+    ) -> Result<v1::PreviewObjectsResponse, Status> {
+        let (mesh, store) = (self.mesh()?.0, self.store()?);
+        let samples = request.samples.iter().map(|sample| {
+            let (proxy, _) = self.client(&sample.from, &mesh)?;
+            Ok(Sample { proxy, traffic: traffic(sample)? })
+        });
+        let samples = samples.collect::<Result<Vec<_>, Status>>()?;
+        let files = request.files.into_iter().map(|file| (file.path.into(), file.content));
+        let proxies: Vec<_> =
+            self.connections.list().into_iter().map(|status| status.proxy).collect();
+        let found = preview(&store, &mesh.config, files.collect(), &proxies, &samples);
+        Ok(v1::PreviewObjectsResponse {
+            proxies: proxies.len().try_into().unwrap_or(u32::MAX),
+            ..found.into()
+        })
+    }
+}
+
+impl From<Preview> for v1::PreviewObjectsResponse {
+    fn from(preview: Preview) -> Self {
+        let samples = preview.samples.into_iter().map(|[before, after]| v1::SamplePreview {
+            changed: before != after,
+            before,
+            after,
+        });
+        Self {
+            objects: preview.objects.into_iter().map(Into::into).collect(),
+            problems: preview.problems.iter().map(ToString::to_string).collect(),
+            changed_proxies: preview.proxies.try_into().unwrap_or(u32::MAX),
+            proxies: 0,
+            resources: preview.resources.into_iter().map(Into::into).collect(),
+            samples: samples.collect(),
+            findings: preview.findings.into_iter().map(Into::into).collect(),
+            held: preview.held.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// What changes in a few words, if there are any.
+fn words(old: Option<&Object>, new: &Object) -> Vec<String> {
+    let text = timeline::between(old, new).text;
+    if text.is_empty() { Vec::new() } else { vec![text] }
+}
+
+impl From<(ObjectKey, ObjectChange)> for v1::ObjectPreview {
+    fn from((key, change): (ObjectKey, ObjectChange)) -> Self {
+        use v1::object_preview::Change;
+        let (kind, details) = match change {
+            ObjectChange::Created(new) => (Change::Created, words(None, &new)),
+            ObjectChange::Changed(old, new) => (Change::Changed, words(Some(&old), &new)),
+            ObjectChange::Unchanged => (Change::Unchanged, Vec::new()),
+            ObjectChange::Invalid(problems) => {
+                (Change::Invalid, problems.iter().map(ToString::to_string).collect())
+            }
+        };
+        Self { object: Some((&key).into()), change: kind.into(), details }
+    }
+}
+
+impl From<ResourceDifference> for v1::ResourcePreview {
+    fn from(difference: ResourceDifference) -> Self {
+        use v1::resource_preview::Change;
+        let change = match difference.change {
+            ResourceChange::Added => Change::Added,
+            ResourceChange::Changed => Change::Changed,
+            ResourceChange::Removed => Change::Removed,
+        };
+        Self {
+            r#type: v1::ResourceType::from(difference.kind).into(),
+            name: difference.name,
+            virtual_host: difference.virtual_host,
+            change: change.into(),
+            proxies: difference.proxies.try_into().unwrap_or(u32::MAX),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ struct Others {
 }
 
 /// Where a route is: the VirtualService with the hosts, the one that holds it, and the field.
-type Place = (ObjectKey, ObjectKey, String);
+pub(super) type Place = (ObjectKey, ObjectKey, String);
 
 impl Admin {
     /// The splits of a namespace, or of all if it is empty, with what this replica's proxies reported.

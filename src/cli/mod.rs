@@ -5,6 +5,7 @@ pub(crate) mod analyze;
 pub(crate) mod bench;
 pub(crate) mod bootstrap;
 pub(crate) mod demo;
+pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod dump;
 mod envoy;
@@ -22,6 +23,7 @@ pub(crate) mod serve;
 mod signals;
 pub(crate) mod splits;
 pub(crate) mod table;
+pub(crate) mod top;
 pub mod translate;
 pub(crate) mod wait;
 

@@ -47,7 +47,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn text(answer: &v1::ListProxiesResponse) -> String {
+pub(super) fn text(answer: &v1::ListProxiesResponse) -> String {
     let mut out = old_objects(&answer.unanswered);
     if answer.proxies.is_empty() {
         return out + "no proxies connected\n";

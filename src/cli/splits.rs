@@ -68,7 +68,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn text(answer: &v1::ListSplitsResponse) -> String {
+pub(super) fn text(answer: &v1::ListSplitsResponse) -> String {
     if answer.splits.is_empty() {
         return "no weighted routes\n".to_owned();
     }

@@ -14,7 +14,7 @@ const SHARES: usize = 16;
 
 /// What differs.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// In words: the weights before and after, and which other fields changed.
     pub text: String,
     /// The weights that changed; those of all weighted routes if there was no version before.
@@ -22,7 +22,7 @@ pub(super) struct Change {
 }
 
 /// What differs between the version before, if there was one, and this one.
-pub(super) fn between(old: Option<&Object>, new: &Object) -> Change {
+pub(crate) fn between(old: Option<&Object>, new: &Object) -> Change {
     let mut fields = Vec::new();
     if let Some(old) = old {
         if old.meta.labels != new.meta.labels {

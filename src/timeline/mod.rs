@@ -27,6 +27,7 @@ use self::ring::Ring;
 use self::watches::Watches;
 use crate::api::ObjectKey;
 
+pub(crate) use changes::between;
 pub(crate) use engine::{change, held, published, released};
 pub(crate) use entry::{Entry, EntryKind, Note, ShareChange};
 pub(crate) use follow::Follower;

@@ -33,18 +33,18 @@ function destination(share) {
   return `${share.host}${port}${share.subset ? ` ${share.subset}` : ""}`;
 }
 
-/** The observed share with its bound, or why there is none. */
+/** The observed share with its bound, or a dash as long as nothing is known. */
 function observed(share) {
   const seen = share.observed;
-  if (!seen) return h("span", { class: "muted" }, "–");
+  if (seen?.percent === undefined) return h("span", { class: "muted" }, "–");
   return h("span", { title: `${seen.requests} requests` }, `${percent(seen.percent)} (${percent(seen.lower)} to ${percent(seen.upper)})`);
 }
 
 function errors(share) {
   const seen = share.observed;
-  if (!seen) return h("span", { class: "muted" }, "–");
-  const kind = seen.verdict === "WORSE" ? "bad" : undefined;
-  return h("span", { class: kind }, `${percent(seen.errorPercent)} of ${seen.requests}`);
+  if (seen?.errorPercent === undefined) return h("span", { class: "muted" }, "–");
+  const worse = seen.verdict === "WORSE";
+  return h("span", { class: worse ? "bad" : undefined }, `${percent(seen.errorPercent)} of ${seen.ended}${worse ? ", worse" : ""}`);
 }
 
 const shareColumns = [
@@ -146,11 +146,32 @@ function routeSection(split, history) {
   ];
 }
 
+const verdicts = {
+  WORSE: "fails more often than the first destination",
+  NO_WORSE: "fails no more often than the first destination",
+  TOO_FEW_REQUESTS: "has too few requests to say whether it fails more often",
+};
+
 /** What the observation says, and how much of the traffic it does not see. */
 function judgement(split) {
   const of = split.observation;
-  if (!of) return h("p", { class: "muted" }, "No proxy reports its requests.");
-  return h("p", { class: of.verdict === "WORSE" ? "bad" : undefined }, of.text);
+  if (!of) return h("p", { class: "muted" }, "Load reports are off, so nothing is observed.");
+  const unseen = of.inScope - of.reporting;
+  const judged = split.shares.filter((share) => verdicts[share.observed?.verdict]).map((share) =>
+    h("p", { class: share.observed.verdict === "WORSE" ? "bad" : undefined },
+      `${share.subset || share.host} ${verdicts[share.observed.verdict]}: the difference is between ` +
+      `${percent(share.observed.differenceLower)} and ${percent(share.observed.differenceUpper)}.`));
+  const names = of.sharedWith.map((route) => `${route.object.namespace}/${route.object.name} ${route.field}`);
+  return [
+    judged,
+    h("p", { class: unseen > 0 ? "notice" : "muted" },
+      `${of.reporting} of ${of.inScope} proxies report requests with these weights`,
+      unseen > 0 ? `; those of the other ${unseen} are not seen` : "",
+      `. Window ${of.windowSeconds} s, bounds at ${of.level} %.`),
+    names.length > 0 && h("p", { class: "notice" }, `The counts include other routes to the same clusters: ${names.join(", ")}.`),
+    of.missingReplicas.map((why) => h("p", { class: "notice" }, `A replica is missing in the counts: ${why}`)),
+    of.leftOut && h("p", { class: "notice" }, "Some reports are missing in the counts because a limit was reached."),
+  ];
 }
 
 async function proxies({ parts, get }) {

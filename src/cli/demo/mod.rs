@@ -128,7 +128,8 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         admin_listen: any,
         mesh: MeshConfig { weights: WeightDelivery::Runtime, ..MeshConfig::default() },
         streams: StreamSettings::default(),
-        load: Some(LoadSettings::default()),
+        // Sooner than in a cluster, so that what a person edits can be seen at work at once.
+        load: Some(LoadSettings { interval: Duration::from_secs(1), ..LoadSettings::default() }),
         limits: Limits::default(),
         admin_limits: Limits::admin(),
         webhook: None,
@@ -178,6 +179,9 @@ fn print_outcome(demo: &Demo, fine: bool) {
     }
 }
 
+/// The pause between a worker's requests while the demo is kept running, for a total of about 50 per second.
+const LIGHT: Duration = Duration::from_millis(160);
+
 /// Keeps everything running until weir fails or the caller drops the future, and prints what to try.
 async fn keep(args: &Args, demo: &mut Demo, kept: &AtomicBool) -> anyhow::Result<()> {
     if args.steps.last() == Some(&0) {
@@ -195,8 +199,9 @@ async fn keep(args: &Args, demo: &mut Demo, kept: &AtomicBool) -> anyhow::Result
     print_line(&format!(
         "  curl -H 'host: my-app.shop' http://127.0.0.1:{port}/    sends a request"
     ));
-    print_line("Press Ctrl-C to stop.");
+    print_line("About 50 requests a second go on. Press Ctrl-C to stop.");
     demo.load.pause();
+    let _load = Load::paced(&host(NAMESPACE), port, u64::MAX, LIGHT);
     kept.store(true, Ordering::Relaxed);
     demo.plane.failed().await
 }

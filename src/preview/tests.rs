@@ -1,0 +1,93 @@
+use super::*;
+use crate::analyze::tests::{base, store};
+use crate::explain::Request;
+use crate::mesh;
+
+fn route(weights: [u32; 2]) -> String {
+    format!(
+        "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {{name: web, namespace: shop}}\n\
+         spec: {{hosts: [web], http: [{{route: [{{destination: {{host: web, subset: v1}}, weight: {}}}, \
+         {{destination: {{host: web, subset: v2}}, weight: {}}}]}}]}}\n",
+        weights[0], weights[1]
+    )
+}
+
+/// The slices that make both subsets of `web` ready.
+const SLICE: &str = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+    metadata: {name: web, namespace: shop, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\n\
+    ports: [{name: http, port: 80}]\nendpoints:\n\
+    - {addresses: [10.2.0.1], conditions: {ready: true}, targetRef: {kind: Pod, name: web-v1, namespace: shop}}\n\
+    - {addresses: [10.2.0.2], conditions: {ready: true}, targetRef: {kind: Pod, name: web-v2, namespace: shop}}\n";
+
+fn previewed(files: &str) -> Preview {
+    let store = store(&(base() + SLICE + &route([90, 10])));
+    let config = MeshConfig::default();
+    let names = [("shop", "client-0"), ("shop", "client-1"), ("third", "client-0")];
+    let proxies = names.map(|(namespace, pod)| {
+        Arc::new(mesh::proxy_of_pod(&store, &config, namespace, pod).unwrap())
+    });
+    let traffic = Request::parse("GET http://web.shop/", &[]).map(TrafficQuery::Http).unwrap();
+    let sample = Sample { proxy: (*proxies[0]).clone(), traffic };
+    let files = vec![(PathBuf::from("new.yaml"), files.as_bytes().to_vec())];
+    preview(&store, &config, files, &proxies, &[sample])
+}
+
+fn places(preview: &Preview) -> Vec<(&str, &str, &str, ResourceChange, usize)> {
+    let all = preview.resources.iter();
+    all.map(|item| {
+        (item.kind.short_name(), &*item.name, &*item.virtual_host, item.change, item.proxies)
+    })
+    .collect()
+}
+
+#[test]
+fn a_weight_changes_one_virtual_host_of_every_proxy_that_sees_it() {
+    let preview = previewed(&route([50, 50]));
+    assert!(matches!(&*preview.objects, [(_, ObjectChange::Changed(..))]), "{preview:?}");
+    let host = "web.shop.svc.cluster.local:80";
+    assert_eq!(places(&preview), [("rds", "80", host, ResourceChange::Changed, 3)]);
+    assert_eq!(preview.proxies, 3);
+    let [[before, after]] = &*preview.samples else { panic!("{preview:?}") };
+    assert!(before.contains("90.00 %") && after.contains("50.00 %"), "{before}\n{after}");
+    assert!(preview.findings.is_empty() && preview.held.is_empty(), "{preview:?}");
+}
+
+#[test]
+fn what_is_there_already_changes_nothing() {
+    let preview = previewed(&(base() + &route([90, 10])));
+    assert!(preview.objects.iter().all(|(_, change)| matches!(change, ObjectChange::Unchanged)));
+    assert!(preview.resources.is_empty() && preview.proxies == 0, "{preview:?}");
+    let [[before, after]] = &*preview.samples else { panic!("{preview:?}") };
+    assert_eq!(before, after);
+}
+
+#[test]
+fn an_invalid_object_changes_nothing_and_is_named_with_its_field() {
+    let preview = previewed(&route([50, 50]).replace("weight: 50", "weight: many"));
+    let [(key, ObjectChange::Invalid(problems))] = &*preview.objects else { panic!("{preview:?}") };
+    assert_eq!(key.to_string(), "VirtualService shop/web");
+    assert!(problems[0].to_string().contains("weight"), "{problems:?}");
+    assert!(preview.resources.is_empty());
+}
+
+#[test]
+fn a_new_subset_without_endpoints_is_found_and_held_back() {
+    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+        metadata: {name: web, namespace: shop}\nspec: {host: web, subsets: [\
+        {name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}, {name: v3, labels: {version: v3}}]}\n";
+    let preview =
+        previewed(&(rule.to_owned() + &route([50, 50]).replace("subset: v2", "subset: v3")));
+    let cluster = "outbound|80|v3|web.shop.svc.cluster.local";
+    let added = places(&preview).into_iter().filter(|place| place.3 == ResourceChange::Added);
+    let added: Vec<_> = added.map(|place| (place.0, place.1, place.4)).collect();
+    assert_eq!(added, [("cds", cluster, 3), ("eds", cluster, 3)]);
+    assert!(!preview.held.is_empty(), "{preview:?}");
+    assert!(preview.findings.iter().any(|finding| finding.message.contains("v3")), "{preview:?}");
+}
+
+#[test]
+fn a_file_that_is_not_yaml_is_a_problem_of_its_own() {
+    let preview = previewed("{[");
+    assert!(preview.objects.is_empty() && preview.problems.len() == 1, "{preview:?}");
+    assert!(preview.problems[0].to_string().starts_with("new.yaml:1"), "{preview:?}");
+}
