@@ -76,6 +76,16 @@ fn a_newcomer_sees_the_canary_move_and_finds_why_it_does_not() {
         return;
     };
     let demo = Demo::start();
+    it_follows_the_weights(&mut browser, &demo);
+    it_names_what_is_wrong(&mut browser, &demo);
+    links_lead_to_places(&mut browser, &demo);
+    it_fits_a_phone_in_the_dark(&mut browser, &demo);
+    // The wrong question is answered with status 400, and nothing else may fail.
+    browser.complaints.retain(|complaint| !complaint.contains("/api/v1/explain?"));
+    assert_eq!(browser.complaints, [""; 0]);
+}
+
+fn it_follows_the_weights(browser: &mut Browser, demo: &Demo) {
     browser.appear(1200, 900, false);
     browser.open(&format!("{}/", demo.page));
     browser.wait(&says("my-app.shop.svc.cluster.local v2"));
@@ -94,7 +104,9 @@ fn a_newcomer_sees_the_canary_move_and_finds_why_it_does_not() {
     browser.value("document.querySelector('td a').click()");
     browser.wait("document.querySelector('h1').innerText === 'shop/my-app'");
     browser.wait(&says("Live on 1 of 1 proxies"));
+}
 
+fn it_names_what_is_wrong(browser: &mut Browser, demo: &Demo) {
     // A wrong object is named, with markup as text; the last good version stays.
     demo.edit(|text| text.replacen("weight: 80", "weight: '<img src=x onerror=alert(1)>'", 1));
     browser.wait(&says("The newest version is rejected"));
@@ -104,7 +116,9 @@ fn a_newcomer_sees_the_canary_move_and_finds_why_it_does_not() {
     browser.press("f");
     browser.wait(&says("VirtualService shop/my-app"));
     browser.wait("document.querySelector('td .bad').innerText === 'error'");
+}
 
+fn links_lead_to_places(browser: &mut Browser, demo: &Demo) {
     // Deep links: a proxy, an explanation, and places that do not exist.
     browser.open(&format!("{}/#/proxies/shop/client-0", demo.page));
     browser.wait(&says("No difference: it was sent just what a translation from scratch gives."));
@@ -121,7 +135,9 @@ fn a_newcomer_sees_the_canary_move_and_finds_why_it_does_not() {
     browser.value("document.querySelector('form button').click()");
     browser.wait(&says("does not start with http:// or https://"));
     assert!(browser.value("location.hash").as_str().unwrap().contains("request=nonsense"));
+}
 
+fn it_fits_a_phone_in_the_dark(browser: &mut Browser, demo: &Demo) {
     // A phone in the dark: nothing is wider than the screen, and the colours differ.
     let colour = "getComputedStyle(document.body).backgroundColor";
     let bright = browser.value(colour);
@@ -144,7 +160,4 @@ fn a_newcomer_sees_the_canary_move_and_finds_why_it_does_not() {
     let unnamed = "[...document.querySelectorAll('input, textarea, svg[role=img], nav')]\
         .filter((each) => !(each.labels?.length || each.getAttribute('aria-label'))).length";
     assert_eq!(browser.value(unnamed), 0);
-    // The wrong question above is answered with status 400, and nothing else may fail.
-    browser.complaints.retain(|complaint| !complaint.contains("/api/v1/explain?"));
-    assert_eq!(browser.complaints, [""; 0]);
 }

@@ -85,11 +85,11 @@ impl History {
 
 /// Where a route is; `None` only if weir forgot to say so.
 fn place(split: &v1::Split) -> Option<Place> {
-    let key = |object: &Option<v1::ObjectRef>| {
-        let object = object.as_ref()?;
-        Some(ObjectKey::new(Kind::VirtualService, &object.namespace, &object.name))
-    };
-    Some((key(&split.object)?, key(&split.defined_in)?, split.field.clone()))
+    let [object, defined_in] = [&split.object, &split.defined_in].map(|named| {
+        let named = named.as_ref()?;
+        Some(ObjectKey::new(Kind::VirtualService, &named.namespace, &named.name))
+    });
+    Some((object?, defined_in?, split.field.clone()))
 }
 
 impl Sample {

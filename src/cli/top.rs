@@ -115,12 +115,13 @@ impl View {
     /// The lines that fit a screen.
     fn lines(&self, width: usize, height: usize) -> Vec<String> {
         let proxies = &self.proxies.proxies;
-        let count = |urgent: u8| proxies.iter().filter(|proxy| urgency(proxy) == urgent).count();
+        let [troubled, busy] =
+            [0, 1].map(|urgent| proxies.iter().filter(|proxy| urgency(proxy) == urgent).count());
         let mut lines = vec![format!(
             "weir: {} proxies, {} in trouble, {} taking in a change, {} weighted routes",
             proxies.len(),
-            count(0),
-            count(1),
+            troubled,
+            busy,
             self.splits.splits.len()
         )];
         if !self.trouble.is_empty() {
