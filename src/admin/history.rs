@@ -12,6 +12,7 @@ use super::Admin;
 use super::api::v1;
 use super::splits::Place;
 use crate::api::{Kind, ObjectKey};
+use crate::timeline::{EntryKind, Note};
 
 /// How often weights and shares are sampled.
 const EACH: Duration = Duration::from_secs(10);
@@ -25,7 +26,14 @@ const ROUTES: usize = 200;
 /// The samples of all weighted routes. Whoever has it may read.
 #[derive(Debug, Default)]
 pub(crate) struct History {
-    routes: Mutex<BTreeMap<Place, VecDeque<Sample>>>,
+    routes: Mutex<BTreeMap<Place, Route>>,
+}
+
+#[derive(Debug, Default)]
+struct Route {
+    samples: VecDeque<Sample>,
+    /// Whether its destinations got requests, when that was last known.
+    busy: Option<bool>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -47,37 +55,45 @@ struct ShareSample {
 }
 
 impl History {
-    /// Adds a sample of each of these routes. A route that is gone loses its samples as they become old.
-    fn add(&self, splits: &[v1::Split], at: Timestamp) {
+    /// Adds a sample of each of these routes. A route that is gone loses its samples as they become old. Returns for which
+    /// routes requests have stopped or begun.
+    fn add(&self, splits: &[v1::Split], at: Timestamp) -> Vec<Note> {
         let oldest = at.checked_sub(EACH * u32::try_from(SAMPLES).unwrap_or(u32::MAX));
+        let mut notes = Vec::new();
         let mut routes = self.routes.lock();
         for split in splits {
             let Some(place) = place(split) else { continue };
             let room = routes.len() < ROUTES;
-            let samples = match routes.get_mut(&place) {
-                Some(samples) => samples,
+            let object = place.0.clone();
+            let route = match routes.get_mut(&place) {
+                Some(route) => route,
                 None if room => routes.entry(place).or_default(),
                 None => continue,
             };
-            samples.push_back(Sample::of(split, at));
-            if samples.len() > SAMPLES {
-                samples.pop_front();
+            route.samples.push_back(Sample::of(split, at));
+            if route.samples.len() > SAMPLES {
+                route.samples.pop_front();
+            }
+            if let Some(busy) = busy(split) {
+                let before = route.busy.replace(busy);
+                notes.extend(note(&object, split, before, busy));
             }
         }
-        routes.retain(|_, samples| {
-            let newest = samples.back().map(|sample| sample.at);
+        routes.retain(|_, route| {
+            let newest = route.samples.back().map(|sample| sample.at);
             newest.is_some_and(|newest| oldest.as_ref().is_ok_and(|oldest| newest > *oldest))
         });
+        notes
     }
 
     /// The samples of a VirtualService's routes, oldest first.
     pub(super) fn of(&self, object: &ObjectKey) -> v1::GetHistoryResponse {
         let routes = self.routes.lock();
         let own = routes.iter().filter(|((hosts, ..), _)| hosts == object);
-        let own = own.map(|((_, defined_in, field), samples)| v1::RouteHistory {
+        let own = own.map(|((_, defined_in, field), route)| v1::RouteHistory {
             defined_in: Some(defined_in.into()),
             field: field.clone(),
-            points: samples.iter().map(Into::into).collect(),
+            points: route.samples.iter().map(Into::into).collect(),
         });
         v1::GetHistoryResponse { routes: own.collect(), interval_seconds: EACH.as_secs_f64() }
     }
@@ -90,6 +106,39 @@ fn place(split: &v1::Split) -> Option<Place> {
         Some(ObjectKey::new(Kind::VirtualService, &named.namespace, &named.name))
     });
     Some((object?, defined_in?, split.field.clone()))
+}
+
+/// Whether the destinations of a route got requests; `None` if that is not known of all proxies that see it.
+fn busy(split: &v1::Split) -> Option<bool> {
+    let observation = split.observation.as_ref()?;
+    let requests: u64 = split
+        .shares
+        .iter()
+        .filter_map(|share| Some(u64::from(share.observed.as_ref()?.requests)))
+        .sum();
+    let all = observation.in_scope > 0
+        && observation.reporting == observation.in_scope
+        && observation.missing_replicas.is_empty()
+        && !observation.left_out;
+    if requests > 0 { Some(true) } else { all.then_some(false) }
+}
+
+/// An entry of the time line if requests have stopped, or have begun after they had.
+fn note(object: &ObjectKey, split: &v1::Split, before: Option<bool>, busy: bool) -> Option<Note> {
+    let field = &split.field;
+    match (before, busy) {
+        (None | Some(true), false) => {
+            let proxies = split.in_scope;
+            let text = format!("{field}: none of {proxies} proxies that see it sends requests");
+            Some(Note::of(object, EntryKind::NoRequests, text))
+        }
+        (Some(false), true) => Some(Note::of(
+            object,
+            EntryKind::Requests,
+            format!("{field}: proxies send requests again"),
+        )),
+        _ => None,
+    }
 }
 
 impl Sample {
@@ -138,7 +187,10 @@ pub(crate) async fn sample(admin: Admin) {
     loop {
         ticks.tick().await;
         match admin.all_splits("").await {
-            Ok(answer) => admin.history.add(&answer.splits, Timestamp::now()),
+            Ok(answer) => {
+                let notes = admin.history.add(&answer.splits, Timestamp::now());
+                admin.timeline.record(notes);
+            }
             Err(error) => tracing::warn!(%error, "weighted routes cannot be sampled"),
         }
     }
@@ -177,6 +229,29 @@ mod tests {
         assert_eq!(points(&history, "gone"), []);
         let kept = points(&history, "web");
         assert_eq!((kept.len(), kept[0], kept[SAMPLES - 1]), (SAMPLES, Some(140.0), Some(499.0)));
+    }
+
+    /// A route of which `reporting` of 2 proxies report, with this many requests.
+    fn reported(reporting: u32, requests: u32) -> v1::Split {
+        let observation = v1::Observation { reporting, in_scope: 2, ..Default::default() };
+        let mut split = split("web", 1.0);
+        split.observation = Some(observation);
+        split.shares[0].observed = Some(v1::Observed { requests, ..Default::default() });
+        split
+    }
+
+    #[test]
+    fn an_end_of_all_requests_is_told_once_and_only_if_all_proxies_report() {
+        let history = History::default();
+        let told =
+            [(2, 5), (1, 0), (2, 0), (2, 0), (1, 3), (2, 3), (2, 0)].map(|(reporting, n)| {
+                let notes = history.add(&[reported(reporting, n)], Timestamp::UNIX_EPOCH);
+                notes.first().map(|note| note.kind)
+            });
+        let (no, again) = (Some(EntryKind::NoRequests), Some(EntryKind::Requests));
+        assert_eq!(told, [None, None, no, None, again, None, no]);
+        let unknown = History::default();
+        assert!(unknown.add(&[split("web", 1.0)], Timestamp::UNIX_EPOCH).is_empty());
     }
 
     #[test]

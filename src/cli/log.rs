@@ -214,12 +214,18 @@ fn colour(entry: &v1::TimelineEntry) -> &'static str {
         | Kind::ApiFailing
         | Kind::ApiForbidden
         | Kind::FileUnreadable => RED,
-        Kind::Held | Kind::MissingCluster | Kind::Unseen | Kind::ApiAbsent | Kind::Deleted => {
-            YELLOW
-        }
-        Kind::Acked | Kind::Released | Kind::CaughtUp | Kind::ApiAnswers | Kind::FileReadable => {
-            GREEN
-        }
+        Kind::Held
+        | Kind::MissingCluster
+        | Kind::Unseen
+        | Kind::NoRequests
+        | Kind::ApiAbsent
+        | Kind::Deleted => YELLOW,
+        Kind::Acked
+        | Kind::Requests
+        | Kind::Released
+        | Kind::CaughtUp
+        | Kind::ApiAnswers
+        | Kind::FileReadable => GREEN,
         Kind::Connected | Kind::Disconnected | Kind::Started => DIM,
         Kind::Accepted | Kind::Published | Kind::Sent | Kind::FirstAck | Kind::Unspecified => PLAIN,
     }
@@ -243,6 +249,8 @@ fn word(kind: Kind) -> &'static str {
         Kind::Lagging => "lagging",
         Kind::CaughtUp => "caught up",
         Kind::Unseen => "unseen",
+        Kind::NoRequests => "no requests",
+        Kind::Requests => "requests",
         Kind::Started => "started",
         Kind::ApiSilent => "API silent",
         Kind::ApiFailing => "API fails",

@@ -39,6 +39,10 @@ pub(crate) enum EntryKind {
     CaughtUp,
     /// No connected proxy sees it.
     Unseen,
+    /// No proxy sends requests to the destinations of a weighted route.
+    NoRequests,
+    /// Proxies do again.
+    Requests,
     /// weir started.
     Started,
     /// The API has not answered the watches of kinds for long.

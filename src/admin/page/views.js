@@ -248,8 +248,8 @@ async function timeline({ parts, get }) {
 }
 
 const alarming = new Set(["REJECTED", "NACKED", "LAGGING", "API_SILENT", "API_FAILING", "API_FORBIDDEN", "FILE_UNREADABLE", "MISSING_CLUSTER"]);
-const noteworthy = new Set(["HELD", "UNSEEN", "DELETED"]);
-const welcome = new Set(["ACKED", "RELEASED", "CAUGHT_UP", "API_ANSWERS", "FILE_READABLE"]);
+const noteworthy = new Set(["HELD", "UNSEEN", "DELETED", "NO_REQUESTS"]);
+const welcome = new Set(["ACKED", "REQUESTS", "RELEASED", "CAUGHT_UP", "API_ANSWERS", "FILE_READABLE"]);
 
 function entries(answer) {
   const rows = answer.entries.toReversed().map((entry) => {
