@@ -2,6 +2,7 @@
 
 pub mod api;
 pub(crate) mod convert;
+mod debug;
 mod diff;
 mod gates;
 mod grpc;
@@ -85,6 +86,7 @@ pub(crate) fn router(admin: Admin) -> Router {
         .merge(page::routes())
         .nest("/api/v1", http::routes())
         .nest("/gates", gates::routes())
+        .nest("/debug", debug::routes())
         .route("/healthz", get(async || "ok\n"))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -105,7 +107,7 @@ async fn no_such_page(headers: HeaderMap) -> Response {
     }
     (
         StatusCode::NOT_FOUND,
-        "no such page; there are /, /healthz, /ready, /metrics, /gates/... and /api/v1/...\n",
+        "no such page; there are /, /healthz, /ready, /metrics, /gates/..., /debug/info and /api/v1/...\n",
     )
         .into_response()
 }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory as _, Parser};
 
 use super::logging::LogArgs;
 use crate::cli;
@@ -54,9 +54,12 @@ enum Command {
     Top(cli::top::Args),
     Wait(cli::wait::Args),
     Log(cli::log::Args),
+    BugReport(cli::bug_report::Args),
     Bench(Box<cli::bench::Args>),
     Redirect(Box<cli::redirect::Args>),
     Agent(cli::agent::Args),
+    Completions(cli::completions::CompletionsArgs),
+    Man(cli::completions::ManArgs),
 }
 
 /// Runs the command that the arguments of the process name, and returns its exit status.
@@ -88,6 +91,9 @@ pub fn main() -> ExitCode {
         Command::Splits(args) => block_on(cli::splits::run(args)),
         Command::Wait(args) => block_on(cli::wait::run(args)),
         Command::Log(args) => block_on(cli::log::run(args)),
+        Command::BugReport(args) => block_on(cli::bug_report::run(args)),
+        Command::Completions(args) => cli::completions::completions(&args, &mut Cli::command()),
+        Command::Man(args) => cli::completions::man(&args, Cli::command()),
         Command::Serve(args) => {
             without_huge_pages();
             block_on(returning_memory(cli::serve::run(*args)))
@@ -142,8 +148,6 @@ fn block_on(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -27,22 +27,28 @@ pub(crate) struct AdminArgs {
 }
 
 impl AdminArgs {
-    /// Connects.
+    /// The address and the port, without a scheme.
     ///
     /// # Errors
-    /// The address is invalid or nothing listens there.
-    pub(crate) async fn client(&self) -> anyhow::Result<AdminClient<Channel>> {
+    /// It is not an address with a port.
+    pub(crate) fn address(&self) -> anyhow::Result<&str> {
         let address =
             self.admin.strip_prefix("http://").unwrap_or(&self.admin).trim_end_matches('/');
         let port =
             address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then_some(port));
         let is_port = port.is_some_and(|port| port.parse::<u16>().is_ok());
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .ok()
-            .filter(|_| is_port)
-            .ok_or_else(|| {
-                super::usage(format!("--admin `{}`: expected ADDRESS:PORT", self.admin))
-            })?;
+        let is_valid = is_port && format!("http://{address}/").parse::<http::Uri>().is_ok();
+        is_valid
+            .then_some(address)
+            .ok_or_else(|| super::usage(format!("--admin `{}`: expected ADDRESS:PORT", self.admin)))
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// The address is invalid or nothing listens there.
+    pub(crate) async fn client(&self) -> anyhow::Result<AdminClient<Channel>> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address()?))?;
         let channel =
             endpoint.connect_timeout(CONNECT).timeout(ANSWER).connect().await.with_context(
                 || format!("cannot connect to weir on {}; set --admin or $WEIR_ADMIN", self.admin),
