@@ -15,6 +15,9 @@ use crate::xds::connections::Connections;
 /// The shortest time between two looks at the proxies. What happens meanwhile is recorded together.
 const PACE: Duration = Duration::from_millis(250);
 
+/// The longest, however long a look takes.
+const LONGEST: Duration = Duration::from_secs(30);
+
 /// How often what changes by time alone is looked at: the age of an answer, an object that nobody sees.
 const TICK: Duration = Duration::from_secs(5);
 
@@ -50,8 +53,9 @@ impl Follower {
             }
             let kinds = self.sync.borrow_and_update().clone();
             self.timeline.record(watches.observe(&kinds, Timestamp::now()));
-            // At most a fifth of the time.
-            let pause = PACE.max(begun.elapsed() * 4);
+            // At most a fiftieth of the time: while many proxies connect, each look concerns every object and every proxy.
+            // Entries come later then, with the times at which things happened.
+            let pause = PACE.max(begun.elapsed() * 49).min(LONGEST);
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.closing.cancelled() => return Ok(()),
