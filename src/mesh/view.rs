@@ -105,11 +105,6 @@ impl<'a> ScopeView<'a> {
         self.mesh.sidecars.get(key)?.egress_proxy.as_ref()
     }
 
-    /// All visible services, by host.
-    pub(crate) fn services(&self) -> impl Iterator<Item = VisibleService<'a>> {
-        self.mesh.services.keys().filter_map(|host| self.service(host))
-    }
-
     /// The service of a host, if clients may call it directly.
     pub(crate) fn callable_service(&self, host: &str) -> Option<VisibleService<'a>> {
         let list = self.mesh.services.get(host)?;

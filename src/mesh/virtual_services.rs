@@ -225,10 +225,4 @@ impl<'a> VisibleVirtualServices<'a> {
             self.all.covering(name).flat_map(|list| self.ranked(Some(list))).collect();
         exact.into_iter().chain(covering)
     }
-
-    /// Every one of them.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &'a Arc<VirtualService>> {
-        let this = self.clone();
-        self.all.by_key.values().filter(move |rules| this.includes(rules))
-    }
 }

@@ -7,6 +7,7 @@ mod report;
 mod summary;
 #[cfg(test)]
 pub(crate) mod tests;
+mod visibility;
 
 #[cfg(test)]
 pub(crate) use conditions::{Condition, ConditionStatus};
@@ -16,7 +17,8 @@ pub(crate) use conditions::{
 pub(crate) use observed::{ObservedRoute, OtherRoute, Requests, follow_weighted_routes, observe};
 pub(crate) use published::{ObjectVersion, Published, State};
 pub(crate) use report::{
-    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, Visibility,
-    WeightedRoute, object, proxies, splits, verdict, weighted,
+    DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, Verdict, WeightedRoute,
+    object, proxies, splits, weighted,
 };
 pub(crate) use summary::{MissingProxy, NAMED, ObjectSummary, Summaries, Summarizer, summary};
+pub(crate) use visibility::{ProxiesByViewpoint, VisibleObjects};

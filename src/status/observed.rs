@@ -1,16 +1,15 @@
 //! What the destinations of weighted routes got, from the load reports of this replica's proxies.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::published::{ObjectVersion, Published, State};
-use super::report::{
-    DestinationShare, ObjectState, SplitReport, VisibilityCache, verdict, weighted_routes,
-};
+use super::report::{DestinationShare, SplitReport, Verdict, weighted_routes};
+use super::visibility::{ProxiesByViewpoint, VisibleObjects};
 use crate::api::{Destination, HttpRouteDestination, ObjectKey};
 use crate::load::{Cluster, Loads, Named, ProxyLoads};
-use crate::mesh::{Mesh, VirtualService, resolve};
+use crate::mesh::{Mesh, Scope, VirtualService, resolve};
 use crate::revision::MeshRevision;
 use crate::translate::{canonical_host, cluster_name};
 use crate::xds::connections::ProxyStatus;
@@ -80,12 +79,14 @@ pub(crate) fn observe(
     let Some(mesh) = &state.mesh else {
         return;
     };
-    let (named, proxies) = (loads.named(), loads.proxies());
-    let mut viewers: Option<(ObjectKey, Viewers)> = None;
-    let mut seen = VisibilityCache::default();
+    let named = loads.named();
+    let mut visible = VisibleObjects::default();
+    let mut proxies = visible.by_viewpoint(mesh, connected);
+    let reporters = Reporters::of(mesh, connected, loads.proxies());
+    let mut viewers: Option<(ObjectKey, Viewers<'_>)> = None;
     for split in splits {
         if viewers.as_ref().is_none_or(|(of, _)| *of != split.object) {
-            let found = Viewers::of(state, mesh, connected, &proxies, &split.object, &mut seen);
+            let found = reporters.viewers(state, &mut proxies, &split.object);
             viewers = Some((split.object.clone(), found));
         }
         if let Some((_, viewers)) = &viewers {
@@ -94,45 +95,71 @@ pub(crate) fn observe(
     }
 }
 
-/// The proxies that see a VirtualService.
-struct Viewers {
-    in_scope: usize,
-    /// Those that have it, with their reports, and whether they are connected.
-    having: Vec<(Arc<ProxyLoads>, bool)>,
+/// The reports by who sent them.
+struct Reporters {
+    connected: HashMap<Arc<str>, Arc<ProxyLoads>>,
+    /// Those that have gone, with their scopes.
+    gone: Vec<(Arc<ProxyLoads>, Scope)>,
+    /// Node ids of more than one proxy.
+    shared: HashSet<Arc<str>>,
 }
 
-impl Viewers {
-    fn of(
-        state: &State,
-        mesh: &Mesh,
-        connected: &[ProxyStatus],
-        proxies: &[Arc<ProxyLoads>],
-        key: &ObjectKey,
-        seen: &mut VisibilityCache,
-    ) -> Self {
-        let since = state.active.get(key).map(|item| item.since).unwrap_or_default();
-        // Two proxies of one name report as one, so both must have it.
-        let mut has: BTreeMap<&str, bool> = BTreeMap::new();
-        let mut in_scope = 0;
-        for status in connected.iter().filter(|status| seen.sees(mesh, &status.proxy, key)) {
-            in_scope += 1;
-            let is_live = verdict(status, key, since).state == ObjectState::Live;
-            *has.entry(&status.id).or_insert(true) &= is_live;
-        }
-        let connected: BTreeSet<&str> = connected.iter().map(|status| &*status.id).collect();
-        let having = proxies.iter().filter_map(|proxy| match has.get(&*proxy.id) {
-            Some(true) => Some((proxy.clone(), true)),
-            Some(false) => None,
-            // One that has gone.
-            None if !connected.contains(&*proxy.id) => {
-                let has_reported = proxy.last_report().is_some();
-                (has_reported && seen.sees(mesh, &proxy.proxy, key)).then(|| (proxy.clone(), false))
+impl Reporters {
+    fn of(mesh: &Mesh, connected: &[ProxyStatus], loads: Vec<Arc<ProxyLoads>>) -> Self {
+        let (mut ids, mut shared) = (HashSet::new(), HashSet::new());
+        for status in connected {
+            if !ids.insert(&*status.id) {
+                shared.insert(status.id.clone());
             }
-            None => None,
+        }
+        let (here, gone): (Vec<_>, Vec<_>) =
+            loads.into_iter().partition(|loads| ids.contains(&*loads.id));
+        let gone = gone.into_iter().filter(|loads| loads.last_report().is_some());
+        let gone = gone.map(|loads| {
+            let scope = mesh.scope(&loads.proxy);
+            (loads, scope)
         });
-        Self { in_scope, having: having.collect() }
+        let gone = gone.collect();
+        let connected = here.into_iter().map(|loads| (loads.id.clone(), loads)).collect();
+        Self { connected, gone, shared }
     }
 
+    /// The proxies that see a VirtualService.
+    fn viewers(
+        &self,
+        state: &State,
+        proxies: &mut ProxiesByViewpoint<'_, '_>,
+        key: &ObjectKey,
+    ) -> Viewers<'_> {
+        let since = state.active.get(key).map(|item| item.since).unwrap_or_default();
+        let (mut in_scope, mut having) = (0, Vec::new());
+        // Two proxies of one name report as one, so both must have it.
+        let mut shared: BTreeMap<&str, bool> = BTreeMap::new();
+        for status in proxies.proxies(key) {
+            in_scope += 1;
+            let is_live = matches!(Verdict::of(status, key, since), Verdict::Live);
+            if self.shared.contains(&status.id) {
+                *shared.entry(&status.id).or_insert(true) &= is_live;
+            } else if is_live {
+                having.extend(self.connected.get(&status.id).map(|loads| (loads, true)));
+            }
+        }
+        let live = shared.into_iter().filter(|(_, is_live)| *is_live);
+        having.extend(live.filter_map(|(id, _)| Some((self.connected.get(id)?, true))));
+        let gone = self.gone.iter().filter(|(_, scope)| proxies.sees(scope, key));
+        having.extend(gone.map(|(loads, _)| (loads, false)));
+        Viewers { in_scope, having }
+    }
+}
+
+/// The proxies that see a VirtualService.
+struct Viewers<'a> {
+    in_scope: usize,
+    /// Those that have it, with their reports, and whether they are connected.
+    having: Vec<(&'a Arc<ProxyLoads>, bool)>,
+}
+
+impl Viewers<'_> {
     fn observe(
         &self,
         state: &State,

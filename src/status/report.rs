@@ -1,15 +1,17 @@
 //! Builds reports from a published state and the proxies' ACKs. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::observed::ObservedRoute;
 use super::published::State;
-use crate::api::{Destination, HttpRouteDestination, Kind, ObjectKey, RouteDestination, share_of};
-use crate::mesh::{Mesh, Proxy, Scope, ScopeView, VirtualService, resolve};
+use super::visibility::VisibleObjects;
+use crate::api::{Destination, HttpRouteDestination, ObjectKey, RouteDestination, share_of};
+use crate::mesh::{Scope, VirtualService, resolve};
 use crate::revision::MeshRevision;
 use crate::xds::connections::ProxyStatus;
+use crate::xds::stream::{HeldResource, RejectedResource};
 
 /// A proxy and its scope.
 #[derive(Clone, Debug)]
@@ -154,12 +156,16 @@ pub(crate) fn object(
     }
     let held = state.held.iter().filter(|held| held.object == *key || held.roots.contains(key));
     let held: Vec<String> = held.map(ToString::to_string).collect();
-    let mut seen = VisibilityCache::default();
+    let mut visible = VisibleObjects::default();
     let proxies: Vec<ProxyObjectState> = match (&state.mesh, since) {
-        (Some(mesh), Some(since)) => connected
-            .iter()
-            .filter(|status| seen.sees(mesh, &status.proxy, key))
-            .map(|status| verdict(status, key, since))
+        (Some(mesh), Some(since)) => visible
+            .by_viewpoint(mesh, connected)
+            .proxies(key)
+            .map(|status| {
+                let verdict = Verdict::of(status, key, since);
+                let (id, state, reason) = (status.id.clone(), verdict.state(), verdict.reason());
+                ProxyObjectState { id, state, reason }
+            })
             .collect(),
         _ => Vec::new(),
     };
@@ -175,90 +181,63 @@ pub(crate) fn object(
     })
 }
 
-/// Caches which scopes see which objects.
-#[derive(Default)]
-pub(super) struct VisibilityCache(BTreeMap<(Scope, ObjectKey), bool>);
-
-impl VisibilityCache {
-    pub(super) fn sees(&mut self, mesh: &Mesh, proxy: &Proxy, key: &ObjectKey) -> bool {
-        let scope = mesh.scope(proxy);
-        *self.0.entry((scope.clone(), key.clone())).or_insert_with(|| {
-            let view = ScopeView::new(mesh, &scope);
-            match key.kind {
-                Kind::VirtualService => view
-                    .rules
-                    .iter()
-                    .any(|rule| rule.key == *key || rule.http().any(|http| *http.key == *key)),
-                _ => view.services().any(|seen| {
-                    view.destination_rule(seen.known).is_some_and(|rule| rule.keys.contains(key))
-                }),
-            }
-        })
-    }
+/// What a proxy has of an object that it sees.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Verdict<'a> {
+    /// It ACKed it.
+    Live,
+    /// It has not ACKed it yet.
+    Lagging(&'a ProxyStatus),
+    /// This resource is not sent to it, because it references an undefined cluster.
+    Held(&'a HeldResource),
+    /// It rejected this resource.
+    Rejected(&'a RejectedResource),
 }
 
-/// Which of some VirtualServices and DestinationRules a scope sees.
-#[derive(Debug)]
-pub(crate) struct Visibility(BTreeSet<ObjectKey>);
-
-impl Visibility {
-    /// Looks at the rules and services of the view once, whatever the number of objects.
-    pub(crate) fn of<'a>(
-        view: &ScopeView<'_>,
-        objects: impl IntoIterator<Item = &'a ObjectKey>,
-    ) -> Self {
-        let (routes, rules): (BTreeSet<&ObjectKey>, BTreeSet<&ObjectKey>) =
-            objects.into_iter().partition(|object| object.kind == Kind::VirtualService);
-        let mut seen = BTreeSet::new();
-        if !routes.is_empty() {
-            for rule in view.rules.iter() {
-                let keys = std::iter::once(&rule.key).chain(rule.http().map(|http| http.key));
-                seen.extend(keys.filter(|key| routes.contains(key)).cloned());
-            }
+impl<'a> Verdict<'a> {
+    /// What a proxy has of an object that it sees and that came into its present form with mesh `since`.
+    pub(crate) fn of(status: &'a ProxyStatus, key: &ObjectKey, since: MeshRevision) -> Self {
+        if status.acked.is_some_and(|acked| acked >= since) {
+            return Self::Live;
         }
-        if !rules.is_empty() {
-            let found = view.services().filter_map(|service| view.destination_rule(service.known));
-            let keys = found.flat_map(|rule| rule.keys.iter());
-            seen.extend(keys.filter(|key| rules.contains(key)).cloned());
+        if !status.resting || status.reached.is_none_or(|reached| reached < since) {
+            return Self::Lagging(status);
         }
-        Self(seen)
-    }
-
-    /// Whether the scope sees this one.
-    pub(crate) fn sees(&self, object: &ObjectKey) -> bool {
-        self.0.contains(object)
-    }
-}
-
-/// What a proxy has of an object that it sees and that came into its present form with mesh `since`.
-pub(crate) fn verdict(
-    status: &ProxyStatus,
-    key: &ObjectKey,
-    since: MeshRevision,
-) -> ProxyObjectState {
-    let id = status.id.clone();
-    let live = ProxyObjectState { id: id.clone(), state: ObjectState::Live, reason: String::new() };
-    if status.acked.is_some_and(|acked| acked >= since) {
-        return live;
-    }
-    if status.resting && status.reached.is_some_and(|reached| reached >= since) {
         if let Some(rejected) = status.rejected.iter().find(|item| item.objects.contains(key)) {
-            let reason = format!("{} {}: {}", rejected.kind, rejected.name, rejected.message);
-            return ProxyObjectState { id, state: ObjectState::Rejected, reason };
+            return Self::Rejected(rejected);
         }
-        return match status.held.iter().find(|item| item.objects.contains(key)) {
-            Some(held) => {
-                let reason = format!("cluster {} does not exist", held.missing_cluster);
-                ProxyObjectState { id, state: ObjectState::Held, reason }
-            }
-            None => live,
-        };
+        let held = status.held.iter().find(|item| item.objects.contains(key));
+        held.map_or(Self::Live, Self::Held)
     }
-    let reason = status.lagging.clone().unwrap_or_else(|| match (status.acked, status.wanted) {
-        (Some(acked), Some(wanted)) => format!("has revision {acked}, expected {wanted}"),
-        _ => "has no configuration yet".to_owned(),
-    });
-    ProxyObjectState { id, state: ObjectState::Lagging, reason }
+
+    /// The state.
+    pub(crate) fn state(self) -> ObjectState {
+        match self {
+            Self::Live => ObjectState::Live,
+            Self::Lagging(_) => ObjectState::Lagging,
+            Self::Held(_) => ObjectState::Held,
+            Self::Rejected(_) => ObjectState::Rejected,
+        }
+    }
+
+    /// Why it is not live; empty if it is.
+    pub(crate) fn reason(self) -> String {
+        match self {
+            Self::Live => String::new(),
+            Self::Lagging(status) => {
+                status.lagging.clone().unwrap_or_else(|| match (status.acked, status.wanted) {
+                    (Some(acked), Some(wanted)) => {
+                        format!("has revision {acked}, expected {wanted}")
+                    }
+                    _ => "has no configuration yet".to_owned(),
+                })
+            }
+            Self::Held(held) => format!("cluster {} does not exist", held.missing_cluster),
+            Self::Rejected(rejected) => {
+                format!("{} {}: {}", rejected.kind, rejected.name, rejected.message)
+            }
+        }
+    }
 }
 
 /// Every route with weighted destinations or with a change that is held back.
@@ -270,7 +249,8 @@ pub(crate) fn splits(
     let Some(mesh) = &state.mesh else {
         return Vec::new();
     };
-    let mut seen = VisibilityCache::default();
+    let mut visible = VisibleObjects::default();
+    let mut proxies = visible.by_viewpoint(mesh, connected);
     let mut found = Vec::new();
     let active: BTreeMap<&ObjectKey, &Arc<VirtualService>> = mesh
         .virtual_services
@@ -286,12 +266,11 @@ pub(crate) fn splits(
             continue;
         }
         let since = state.active.get(&wanted.key).map(|item| item.since).unwrap_or_default();
-        let verdicts: Vec<ProxyObjectState> = connected
-            .iter()
-            .filter(|status| seen.sees(mesh, &status.proxy, &wanted.key))
-            .map(|status| verdict(status, &wanted.key, since))
-            .collect();
-        let live = verdicts.iter().filter(|verdict| verdict.state == ObjectState::Live).count();
+        let (mut live, mut in_scope) = (0, 0);
+        for group in proxies.groups(&wanted.key) {
+            live += group.live(&wanted.key, since);
+            in_scope += group.proxies.len();
+        }
         found.extend(routes.into_iter().map(|route| SplitReport {
             object: wanted.key.clone(),
             defined_in: route.defined_in,
@@ -299,7 +278,7 @@ pub(crate) fn splits(
             name: route.name,
             shares: route.shares,
             live,
-            in_scope: verdicts.len(),
+            in_scope,
             invalid: state.rejections(&wanted.key),
             observed: None,
         }));

@@ -1,12 +1,12 @@
 //! What one replica knows of every object: on how many of its proxies it is live, and on which it is not. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::published::{ObjectVersion, State};
-use super::report::{ObjectState, VisibilityCache, verdict};
+use super::report::{ObjectState, Verdict};
+use super::visibility::{ProxyGroup, VisibleObjects};
 use crate::api::ObjectKey;
-use crate::mesh::{Mesh, Scope, ScopeView};
 use crate::revision::MeshRevision;
 use crate::xds::connections::ProxyStatus;
 
@@ -46,19 +46,10 @@ pub(crate) struct MissingProxy {
 /// The summaries of a replica.
 pub(crate) type Summaries = BTreeMap<ObjectKey, Arc<ObjectSummary>>;
 
-/// Summarizes states of one replica, and remembers which objects each scope sees until the mesh changes.
+/// Summarizes states of one replica, and remembers who sees which objects.
 #[derive(Debug, Default)]
 pub(crate) struct Summarizer {
-    revision: MeshRevision,
-    visible: HashMap<Scope, Arc<BTreeSet<ObjectKey>>>,
-}
-
-/// The proxies of one scope.
-struct ScopeProxies<'a> {
-    visible: Arc<BTreeSet<ObjectKey>>,
-    /// What all of them have ACKed; `None` if one of them has ACKed nothing.
-    acked: Option<MeshRevision>,
-    proxies: Vec<&'a ProxyStatus>,
+    visible: VisibleObjects,
 }
 
 impl Summarizer {
@@ -67,7 +58,7 @@ impl Summarizer {
         let Some(mesh) = &state.mesh else {
             return Summaries::new();
         };
-        let scopes = self.scopes(mesh, state.revision, connected);
+        let mut proxies = self.visible.by_viewpoint(mesh, connected);
         let mut held: BTreeMap<&ObjectKey, Vec<String>> = BTreeMap::new();
         for change in state.held.iter() {
             let objects: BTreeSet<&ObjectKey> =
@@ -81,41 +72,11 @@ impl Summarizer {
             held_changes.truncate(NAMED);
             let mut summary =
                 ObjectSummary { version: active.version, held_changes, ..Default::default() };
-            for scope in scopes.values().filter(|scope| scope.visible.contains(key)) {
-                add(&mut summary, scope, key, active.since);
-            }
+            proxies.groups(key).for_each(|group| add(&mut summary, group, key, active.since));
             sort_missing(&mut summary);
             (key.clone(), Arc::new(summary))
         });
         summaries.collect()
-    }
-
-    fn scopes<'a>(
-        &mut self,
-        mesh: &Mesh,
-        revision: MeshRevision,
-        connected: &'a [ProxyStatus],
-    ) -> HashMap<Scope, ScopeProxies<'a>> {
-        let known = std::mem::take(&mut self.visible);
-        let known = if self.revision == revision { known } else { HashMap::new() };
-        self.revision = revision;
-        let mut scopes: HashMap<Scope, ScopeProxies<'a>> = HashMap::new();
-        for status in connected {
-            let scope = scopes.entry(mesh.scope(&status.proxy));
-            let scope = scope.or_insert_with_key(|scope| ScopeProxies {
-                visible: known
-                    .get(scope)
-                    .cloned()
-                    .unwrap_or_else(|| Arc::new(visible(&ScopeView::new(mesh, scope)))),
-                acked: status.acked,
-                proxies: Vec::new(),
-            });
-            scope.acked = scope.acked.zip(status.acked).map(|(all, own)| all.min(own));
-            scope.proxies.push(status);
-        }
-        self.visible =
-            scopes.iter().map(|(scope, of)| (scope.clone(), of.visible.clone())).collect();
-        scopes
     }
 }
 
@@ -129,11 +90,9 @@ pub(crate) fn summary(
     let held = state.held.iter().filter(|held| held.object == *key || held.roots.contains(key));
     let held_changes = held.take(NAMED).map(ToString::to_string).collect();
     let mut summary = ObjectSummary { version: active.version, held_changes, ..Default::default() };
-    let mut seen = VisibilityCache::default();
-    for status in connected.iter().filter(|status| seen.sees(mesh, &status.proxy, key)) {
-        summary.in_scope += 1;
-        add_proxy(&mut summary, status, key, active.since);
-    }
+    let mut visible = VisibleObjects::default();
+    let mut proxies = visible.by_viewpoint(mesh, connected);
+    proxies.groups(key).for_each(|group| add(&mut summary, group, key, active.since));
     sort_missing(&mut summary);
     Some(summary)
 }
@@ -144,34 +103,14 @@ fn sort_missing(summary: &mut ObjectSummary) {
     summary.missing.truncate(NAMED);
 }
 
-/// The VirtualServices and DestinationRules that apply somewhere in a scope.
-fn visible(view: &ScopeView<'_>) -> BTreeSet<ObjectKey> {
-    let mut found = BTreeSet::new();
-    for rule in view.rules.iter() {
-        found.insert(rule.key.clone());
-        found.extend(rule.http().map(|http| http.key.clone()));
-    }
-    for seen in view.services() {
-        if let Some(rule) = view.destination_rule(seen.known) {
-            found.extend(rule.keys.iter().cloned());
-        }
-    }
-    found
-}
-
-/// Counts the proxies of a scope that sees the object.
-fn add(
-    summary: &mut ObjectSummary,
-    scope: &ScopeProxies<'_>,
-    key: &ObjectKey,
-    since: MeshRevision,
-) {
-    summary.in_scope += scope.proxies.len();
-    if scope.acked.is_some_and(|acked| acked >= since) {
-        summary.live += scope.proxies.len();
+/// Counts proxies that see the object.
+fn add(summary: &mut ObjectSummary, of: &ProxyGroup<'_>, key: &ObjectKey, since: MeshRevision) {
+    summary.in_scope += of.proxies.len();
+    if of.all_acked(since) {
+        summary.live += of.proxies.len();
         return;
     }
-    scope.proxies.iter().for_each(|status| add_proxy(summary, status, key, since));
+    of.proxies.iter().for_each(|status| add_proxy(summary, status, key, since));
 }
 
 /// Adds what a proxy has of an object that it sees; it is in scope already.
@@ -181,8 +120,8 @@ fn add_proxy(
     key: &ObjectKey,
     since: MeshRevision,
 ) {
-    let verdict = verdict(status, key, since);
-    match verdict.state {
+    let verdict = Verdict::of(status, key, since);
+    match verdict.state() {
         ObjectState::Live => {
             summary.live += 1;
             return;
@@ -196,12 +135,12 @@ fn add_proxy(
         let less_severe = summary
             .missing
             .iter()
-            .rposition(|proxy| severity(proxy.state) < severity(verdict.state));
+            .rposition(|proxy| severity(proxy.state) < severity(verdict.state()));
         let Some(place) = less_severe else { return };
         summary.missing.remove(place);
     }
     let proxy = format!("{}/{}", status.proxy.namespace, status.proxy.name);
-    let (state, reason) = (verdict.state, verdict.reason);
+    let (state, reason) = (verdict.state(), verdict.reason());
     summary.missing.push(MissingProxy { proxy, state, reason });
 }
 

@@ -65,6 +65,10 @@ impl World {
         self.store.apply(event(document), &mut self.dirty);
     }
 
+    pub(crate) fn delete(&mut self, key: &ObjectKey) {
+        self.store.apply(SourceEvent::Delete(key.clone()), &mut self.dirty);
+    }
+
     fn route(&mut self, generation: i64, v1: i64, v2: Value) {
         self.apply(route(generation, v1, v2));
     }

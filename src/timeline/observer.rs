@@ -12,9 +12,10 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::entry::{EntryKind, Note};
 use crate::api::ObjectKey;
-use crate::mesh::{Scope, ScopeView};
 use crate::revision::MeshRevision;
-use crate::status::{MissingProxy, NAMED, ObjectState, State, Visibility, verdict};
+use crate::status::{
+    MissingProxy, NAMED, ObjectState, ProxiesByViewpoint, State, Verdict, VisibleObjects,
+};
 use crate::text::prefix;
 use crate::xds::connections::ProxyStatus;
 
@@ -92,14 +93,6 @@ fn proxies(count: usize) -> String {
     if count == 1 { "1 proxy".to_owned() } else { format!("{count} proxies") }
 }
 
-/// The proxies of one scope.
-struct Group<'a> {
-    /// What all of them have ACKed; `None` if one of them has ACKed nothing.
-    acked: Option<MeshRevision>,
-    proxies: Vec<&'a ProxyStatus>,
-    view: Visibility,
-}
-
 /// How far an object is.
 #[derive(Default)]
 struct Progress<'a> {
@@ -133,6 +126,7 @@ pub(super) struct Observer {
     known: HashMap<Arc<str>, Known>,
     /// Publications of a state that is not there yet.
     waiting: BTreeMap<ObjectKey, Publication>,
+    visible: VisibleObjects,
 }
 
 impl Observer {
@@ -279,21 +273,18 @@ impl Observer {
     ) -> BTreeSet<Arc<str>> {
         let mut told_of = BTreeSet::new();
         if self.open.is_empty() {
+            // What is remembered keeps a mesh in memory.
+            self.visible = VisibleObjects::default();
             return told_of;
         }
-        let groups = groups(state, connected, self.open.keys());
+        let Some(mesh) = &state.mesh else { return told_of };
+        let mut proxies = self.visible.by_viewpoint(mesh, connected);
         self.open.retain(|object, open| {
             let since = state.active.get(object).map(|active| active.since).unwrap_or_default();
-            let progress = progress(object, since, groups.values());
+            let progress = progress(object, since, &mut proxies);
             if progress.lagging.count > open.lagging {
-                told_of.extend(
-                    groups
-                        .values()
-                        .filter(|group| group.view.sees(object))
-                        .flat_map(|group| &group.proxies)
-                        .filter(|proxy| proxy.lagging.is_some())
-                        .map(|proxy| proxy.id.clone()),
-                );
+                let lagging = proxies.proxies(object).filter(|proxy| proxy.lagging.is_some());
+                told_of.extend(lagging.map(|proxy| proxy.id.clone()));
             }
             step(object, open, progress, state, now, notes)
         });
@@ -332,48 +323,22 @@ impl Observer {
     }
 }
 
-/// The proxies by scope, with which of these objects each scope sees.
-fn groups<'a, 'b>(
-    state: &State,
-    connected: &'a [ProxyStatus],
-    objects: impl Iterator<Item = &'b ObjectKey> + Clone,
-) -> HashMap<Scope, Group<'a>> {
-    let mut groups: HashMap<Scope, Group<'a>> = HashMap::new();
-    let Some(mesh) = &state.mesh else { return groups };
-    for proxy in connected {
-        let group = groups.entry(mesh.scope(&proxy.proxy)).or_insert_with_key(|scope| Group {
-            acked: proxy.acked,
-            proxies: Vec::new(),
-            view: Visibility::of(&ScopeView::new(mesh, scope), objects.clone()),
-        });
-        group.acked = group.acked.zip(proxy.acked).map(|(all, own)| all.min(own));
-        group.proxies.push(proxy);
-    }
-    groups
-}
-
 /// How far an object is that came into its present form with mesh `since`.
-fn progress<'a: 'b, 'b>(
+fn progress<'a>(
     object: &ObjectKey,
     since: MeshRevision,
-    groups: impl Iterator<Item = &'b Group<'a>>,
+    proxies: &mut ProxiesByViewpoint<'_, 'a>,
 ) -> Progress<'a> {
     let mut progress = Progress::default();
-    for group in groups.filter(|group| group.view.sees(object)) {
+    for group in proxies.groups(object) {
         progress.in_scope += group.proxies.len();
-        let all = group.acked.is_some_and(|acked| acked >= since);
-        for proxy in &group.proxies {
+        for &proxy in &group.proxies {
             if proxy.wanted.is_some_and(|wanted| wanted >= since) {
                 progress.wanted += 1;
             }
-            if all {
-                progress.acked(proxy);
-                continue;
-            }
-            let verdict = verdict(proxy, object, since);
-            match (verdict.state, &proxy.lagging) {
-                (ObjectState::Live, _) => progress.acked(proxy),
-                (ObjectState::Lagging, Some(reason)) => {
+            match (Verdict::of(proxy, object, since), &proxy.lagging) {
+                (Verdict::Live, _) => progress.acked(proxy),
+                (Verdict::Lagging(_), Some(reason)) => {
                     progress.lagging.add(proxy, ObjectState::Lagging, reason);
                 }
                 _ => {}
