@@ -1,13 +1,18 @@
 //! What proxies report of their requests, on real Envoys: shares, bounds and error rates of weighted routes.
 
+use std::net::Ipv4Addr;
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tonic::Streaming;
 use weir::admin::api::v1::{self, admin_client::AdminClient};
 
 use crate::support::canary::Canary;
-use crate::support::mesh::{DEADLINE, Serve, route_yaml, start_envoy};
+use crate::support::cutter::Cutter;
+use crate::support::kube_canary::KubeCanary;
+use crate::support::mesh::{DEADLINE, Serve, route_yaml, send, start_envoy, until};
+use crate::support::network;
+use crate::support::process::free_port;
 use crate::support::sidecar::Options;
 use crate::support::traffic::{Mesh, entry, tally};
 
@@ -294,4 +299,78 @@ async fn connections_of_a_tcp_route_count_as_requests() {
     let split = updates.until("all connections", |split| requests(split) >= 40).await;
     let seen = [0, 1].map(|n| observed(&split, n).unwrap().requests);
     assert_eq!(seen, to, "{split:#?}");
+}
+
+/// Two replicas that know of each other, at addresses of the network of [`network::is_inside`].
+async fn replicas(canary: &KubeCanary) -> [Serve; 2] {
+    let ports = [0, 1].map(|_| (free_port(), free_port()));
+    let replicas = [0, 1].map(|n| {
+        let kubeconfig = canary.cluster.kubeconfig_path().to_str().unwrap();
+        let pod = format!("weir-{n}");
+        let who =
+            ["--kubeconfig", kubeconfig, "--pod-namespace", "weir-system", "--pod-name", &pod];
+        let flags = ["--replicas-service", "weir-replicas", "--status", "off"];
+        let load = ["--load-report-interval", "0.2", "--load-window", "600"];
+        let args = [&who[..], &flags[..], &load[..]].concat();
+        Serve::start_at(Ipv4Addr::UNSPECIFIED, &args, ports[n].0, ports[n].1)
+    });
+    for (n, replica) in replicas.iter().enumerate() {
+        replica.ready().await;
+        let pod = format!("weir-{n}");
+        let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": pod, "namespace": "weir-system",
+                         "labels": {"kubernetes.io/service-name": "weir-replicas"}},
+            "ports": [{"name": "http-monitoring", "port": replica.admin, "protocol": "TCP"}],
+            "endpoints": [{"addresses": [format!("10.1.0.{}", n + 1)],
+                           "targetRef": {"kind": "Pod", "name": pod, "namespace": "weir-system"},
+                           "conditions": {"ready": true, "serving": true, "terminating": false}}]});
+        canary.cluster.apply(&slice.to_string());
+    }
+    replicas
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_add_up_what_a_proxy_reports_that_moves_between_them() {
+    if !network::is_inside() {
+        return;
+    }
+    let name = "replicas_add_up_what_a_proxy_reports_that_moves_between_them";
+    let Some(mut canary) = KubeCanary::start(name).await else { return };
+    canary.route(60).await;
+    let replicas = replicas(&canary).await;
+    let ways = [Cutter::start(replicas[0].xds).await, Cutter::start(replicas[1].xds).await];
+    ways[1].refuse(true);
+    let folder = tempfile::tempdir().unwrap();
+    let more = ["--pod", "client-0", "--intercept", "none"];
+    let known = [ways[0].port, ways[1].port];
+    let _envoy = canary.envoy(folder.path(), &known, &more).await;
+    let port = canary.ports.service;
+    let mut sent = 0;
+    for here in 0..2 {
+        if here == 1 {
+            ways[0].refuse(true);
+            ways[1].refuse(false);
+            ways[0].cut();
+            until("the proxy has moved", async || {
+                replicas[0].proxies().await.is_some_and(|all| all.is_empty())
+            })
+            .await;
+        }
+        let mut own = Updates::of(&replicas[here]).await;
+        own.until("the proxy reports here", |split| {
+            let seen = split.observation.as_ref().unwrap();
+            (split.in_scope, seen.reporting, seen.missing_replicas.len()) == (1, 1, 0)
+        })
+        .await;
+        let tally = tokio::task::spawn_blocking(move || send(port, 200)).await.unwrap();
+        assert_eq!(tally.failed(), 0, "{tally:?}");
+        sent += tally.total();
+        for replica in &replicas {
+            let mut updates = Updates::of(replica).await;
+            let split = updates.until("all of them", |split| requests(split) >= sent).await;
+            assert_eq!(requests(&split), sent, "{split:#?}");
+            let seen = split.observation.unwrap();
+            assert_eq!((seen.reporting, seen.in_scope, seen.missing_replicas.len()), (1, 1, 0));
+        }
+    }
 }
