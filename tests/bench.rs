@@ -21,8 +21,8 @@ fn bench(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_weir"))
         .arg("bench")
         .args(small)
-        .args(args)
         .args(["-o", "json"])
+        .args(args)
         .stdin(Stdio::null())
         .output()
         .unwrap()
@@ -98,6 +98,16 @@ fn a_proxy_may_ask_for_a_runtime_layer() {
         assert_eq!(phases.len(), PHASES.len(), "{report:#}");
         assert!(phases.iter().all(|phase| phase["median"]["arrived"] == STREAMS), "{report:#}");
     }
+}
+
+/// Each peer, which is an address, may open a single stream.
+#[cfg(target_os = "linux")]
+#[test]
+fn each_proxy_is_a_peer_of_its_own() {
+    let phases = ["--phases", "start,stuck", "--", "--max-streams", "8", "--peer-share", "13"];
+    let report = report(&bench(&phases));
+    let phases = report["runs"][0]["phases"].as_array().unwrap();
+    assert!(phases.iter().all(|phase| phase["median"]["arrived"] == STREAMS), "{report:#}");
 }
 
 #[test]

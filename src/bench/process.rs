@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use tokio::process::{Child, ChildStdin, Command};
 
+use super::transport::HAS_ADDRESSES;
 use crate::envoy::Admin;
 
 /// How long weir may take to stop after SIGTERM before it is killed.
 const STOP: Duration = Duration::from_secs(10);
+
+/// All proxies of the bench have one address where they cannot have one each.
+const ONE_PEER: [&str; 2] = ["--peer-share", "100"];
 
 /// How often it is asked whether it is ready.
 const POLL: Duration = Duration::from_millis(2);
@@ -54,8 +58,7 @@ impl Weir {
             .arg("serve")
             .args(&launch.source)
             .args(["--xds-listen", &xds.to_string(), "--admin-listen", &admin.to_string()])
-            // All proxies of the bench have one address.
-            .args(["--peer-share", "100"])
+            .args(if HAS_ADDRESSES { &[][..] } else { &ONE_PEER })
             .args(&launch.more)
             .env_remove("WEIR_LOG")
             .env_remove("WEIR_LOG_FORMAT")

@@ -1,6 +1,7 @@
 //! Proxies: one task for each, with a stream and a connection of its own.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::expectation::Expectation;
 use super::stream::{Shared, Stream, Type};
-use super::transport::{AdsStream, Memory, Windows};
+use super::transport::{Connection, GrpcStream, Memory, Windows, loopback};
 use crate::bootstrap::AdsVariant;
 
 /// How many events of proxies may wait to be counted.
@@ -63,8 +64,15 @@ pub(crate) struct Proxies {
     expected: watch::Sender<Expected>,
     events: mpsc::Receiver<Event>,
     /// Those that are not connected.
-    idle: Vec<Stream>,
-    connected: JoinSet<Stream>,
+    idle: Vec<Proxy>,
+    connected: JoinSet<Proxy>,
+}
+
+/// A proxy.
+struct Proxy {
+    stream: Stream,
+    /// The address that it connects from, if the server is on loopback.
+    from: Option<Ipv4Addr>,
 }
 
 /// When proxies had what was waited for, and which of them lost their stream.
@@ -90,8 +98,11 @@ impl Proxies {
             memory: Memory::default(),
             stop: CancellationToken::new(),
         };
-        let idle = nodes.into_iter().map(|node| Stream::new(shared.clone(), node)).collect();
-        Self { context, expected, events, idle, connected: JoinSet::new() }
+        let idle = nodes.into_iter().enumerate().map(|(number, node)| Proxy {
+            stream: Stream::new(shared.clone(), node),
+            from: loopback(number),
+        });
+        Self { context, expected, events, idle: idle.collect(), connected: JoinSet::new() }
     }
 
     /// How many there are.
@@ -109,8 +120,8 @@ impl Proxies {
     /// Connects all at once.
     pub(crate) fn connect(&mut self) {
         self.context.stop = CancellationToken::new();
-        for stream in self.idle.drain(..) {
-            self.connected.spawn(proxy(stream, self.context.clone()));
+        for proxy in self.idle.drain(..) {
+            self.connected.spawn(run(proxy, self.context.clone()));
         }
     }
 
@@ -128,7 +139,7 @@ impl Proxies {
     /// Ends all streams. The proxies forget what they had, as after a restart.
     pub(crate) async fn forget(&mut self) {
         self.disconnect().await;
-        self.idle.iter_mut().for_each(Stream::forget);
+        self.idle.iter_mut().for_each(|proxy| proxy.stream.forget());
     }
 
     /// From now on, looks for this in what arrives. Must precede the write that leads to it.
@@ -196,11 +207,11 @@ impl Proxies {
 const MAX_QUIET_ROUNDS: usize = 50;
 
 /// A proxy until it is stopped. Its task always ends with the proxy.
-async fn proxy(mut stream: Stream, context: Context) -> Stream {
+async fn run(mut proxy: Proxy, context: Context) -> Proxy {
     let stop = context.stop.clone();
     let ended = tokio::select! {
-        ended = converse(&mut stream, &context) => ended,
-        () = stop.cancelled() => return stream,
+        ended = converse(&mut proxy, &context) => ended,
+        () = stop.cancelled() => return proxy,
     };
     if let Err(error) = ended {
         tokio::select! {
@@ -208,16 +219,17 @@ async fn proxy(mut stream: Stream, context: Context) -> Stream {
             () = stop.cancelled() => {}
         }
     }
-    stream
+    proxy
 }
 
-async fn converse(stream: &mut Stream, context: &Context) -> anyhow::Result<()> {
+async fn converse(proxy: &mut Proxy, context: &Context) -> anyhow::Result<()> {
+    let Proxy { stream, from } = proxy;
     let mut expected = context.expected.clone();
     let mut number = expect(stream, &mut expected);
     let first = stream.begin();
     let memory = context.memory.clone();
-    let mut ads =
-        AdsStream::open(&context.address, context.variant, first, Windows::ENVOY, memory).await?;
+    let connection = Connection::open(&context.address, *from, Windows::ENVOY).await?;
+    let mut ads = connection.ads(context.variant, first, memory).await?;
     loop {
         let (message, permit) = ads.next().await?;
         let at = Instant::now();
@@ -250,7 +262,8 @@ fn expect(stream: &mut Stream, expected: &mut watch::Receiver<Expected>) -> u64 
 
 /// A connection that subscribes to everything and never reads.
 pub(crate) struct Stuck {
-    _ads: AdsStream,
+    _ads: GrpcStream,
+    _connection: Connection,
 }
 
 impl Proxies {
@@ -266,7 +279,9 @@ impl Proxies {
         let mut stream = Stream::new(shared.clone(), node);
         let Context { address, variant, .. } = &self.context;
         let (first, memory) = (stream.begin(), Memory::default());
-        let ads = AdsStream::open(address, *variant, first, Windows::SMALL, memory).await?;
-        Ok(Stuck { _ads: ads })
+        let from = loopback(self.count());
+        let connection = Connection::open(address, from, Windows::SMALL).await?;
+        let ads = connection.ads(*variant, first, memory).await?;
+        Ok(Stuck { _ads: ads, _connection: connection })
     }
 }

@@ -1,6 +1,9 @@
-//! An ADS stream over HTTP/2, as cheap as it can be: gRPC's five bytes before each message, and messages as they came.
+//! gRPC streams over HTTP/2, as cheap as they can be: gRPC's five bytes before each message, and messages as they came.
+//!
+//! Proxies have an address each where the system allows it, because a server limits what a single address may do.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -68,77 +71,143 @@ impl Memory {
 
 type RequestBody = StreamBody<ReceiverStream<Result<Frame<Bytes>, Infallible>>>;
 
-/// An open stream.
-pub(crate) struct AdsStream {
-    requests: mpsc::Sender<Result<Frame<Bytes>, Infallible>>,
-    body: Incoming,
-    received: BytesMut,
-    memory: Memory,
-    _connection: AbortOnDropHandle<()>,
+/// Whether every address of 127.0.0.0/8 is on the loopback interface, so that each proxy can connect from another one.
+pub(crate) const HAS_ADDRESSES: bool = cfg!(target_os = "linux");
+
+/// The loopback address of the proxy with this number; `None` where there is only one, and for numbers above 16 million.
+/// Those of 127.0.0.0/16 are left to others.
+pub(crate) fn loopback(number: usize) -> Option<Ipv4Addr> {
+    let first = u32::from(Ipv4Addr::new(127, 1, 0, 1));
+    let address = Ipv4Addr::from(first.checked_add(u32::try_from(number).ok()?)?);
+    (HAS_ADDRESSES && address.is_loopback() && !address.is_broadcast()).then_some(address)
 }
 
-impl AdsStream {
-    /// Connects and opens a stream on a connection of its own, as a proxy does, and sends these requests.
+/// Connects from this address if the server is on loopback and IPv4, and from any otherwise.
+async fn connect(address: &str, from: Option<Ipv4Addr>) -> std::io::Result<TcpStream> {
+    let Some(from) = from else {
+        return TcpStream::connect(address).await;
+    };
+    let mut last = None;
+    for target in tokio::net::lookup_host(address).await? {
+        let connected = match target.ip() {
+            IpAddr::V4(ip) if ip.is_loopback() => {
+                let socket = TcpSocket::new_v4()?;
+                socket.bind(SocketAddr::from((from, 0)))?;
+                socket.connect(target).await
+            }
+            _ => TcpStream::connect(target).await,
+        };
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| std::io::Error::other("the name has no address")))
+}
+
+/// A connection, which ends with this value.
+pub(crate) struct Connection {
+    address: Arc<str>,
+    sender: http2::SendRequest<RequestBody>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Connection {
+    /// Connects, from `from` if it is given and the server is on loopback.
     ///
     /// # Errors
-    /// Nothing listens there, or it does not serve ADS.
+    /// Nothing listens there.
     pub(crate) async fn open(
-        address: &str,
-        variant: AdsVariant,
-        first: Vec<Pieces>,
+        address: &Arc<str>,
+        from: Option<Ipv4Addr>,
         windows: Windows,
-        memory: Memory,
     ) -> anyhow::Result<Self> {
-        tokio::time::timeout(CONNECT, Self::connect(address, variant, first, windows, memory))
-            .await
-            .with_context(|| format!("{address} did not answer within {CONNECT:?}"))?
+        let opened = async {
+            let stream = connect(address, from)
+                .await
+                .with_context(|| format!("cannot connect to {address}"))?;
+            stream.set_nodelay(true)?;
+            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+                .initial_stream_window_size(windows.stream)
+                .initial_connection_window_size(windows.connection)
+                .handshake::<_, RequestBody>(TokioIo::new(stream))
+                .await?;
+            let task = AbortOnDropHandle::new(tokio::spawn(async move {
+                // That it broke is seen by its streams.
+                let _ = connection.await;
+            }));
+            anyhow::Ok(Self { address: address.clone(), sender, _task: task })
+        };
+        in_time(address, opened).await
     }
 
-    async fn connect(
-        address: &str,
+    /// Opens an ADS stream and sends these requests.
+    ///
+    /// # Errors
+    /// The server does not serve ADS.
+    pub(crate) async fn ads(
+        &self,
         variant: AdsVariant,
         first: Vec<Pieces>,
-        windows: Windows,
         memory: Memory,
-    ) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address)
-            .await
-            .with_context(|| format!("cannot connect to {address}"))?;
-        stream.set_nodelay(true)?;
-        let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .initial_stream_window_size(windows.stream)
-            .initial_connection_window_size(windows.connection)
-            .handshake::<_, RequestBody>(TokioIo::new(stream))
-            .await?;
-        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-            // That it broke is seen by the stream.
-            let _ = connection.await;
-        }));
+    ) -> anyhow::Result<GrpcStream> {
         let method = match variant {
             AdsVariant::Delta => "DeltaAggregatedResources",
             AdsVariant::Sotw => "StreamAggregatedResources",
         };
-        let (requests, frames) = mpsc::channel(QUEUE);
-        let request = http::Request::post(format!(
-            "http://{address}/envoy.service.discovery.v3.AggregatedDiscoveryService/{method}"
-        ))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .body(StreamBody::new(ReceiverStream::new(frames)))?;
-        let asked = sender.send_request(request);
-        for pieces in first {
-            send(&requests, pieces).await?;
-        }
-        let response =
-            asked.await.with_context(|| format!("{address} did not answer a request for ADS"))?;
-        if response.status() != http::StatusCode::OK {
-            bail!("{address} answered ADS with HTTP status {}", response.status());
-        }
-        check(response.headers())?;
-        let (body, received) = (response.into_body(), BytesMut::new());
-        Ok(Self { requests, body, received, memory, _connection: connection })
+        let path = format!("envoy.service.discovery.v3.AggregatedDiscoveryService/{method}");
+        self.stream(&path, first, memory).await
     }
 
+    async fn stream(
+        &self,
+        path: &str,
+        first: Vec<Pieces>,
+        memory: Memory,
+    ) -> anyhow::Result<GrpcStream> {
+        let address = &self.address;
+        let (requests, frames) = mpsc::channel(QUEUE);
+        let request = http::Request::post(format!("http://{address}/{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(StreamBody::new(ReceiverStream::new(frames)))?;
+        let opened = async {
+            let mut sender = self.sender.clone();
+            let asked = sender.send_request(request);
+            for pieces in first {
+                send(&requests, pieces).await?;
+            }
+            let response =
+                asked.await.with_context(|| format!("{address} did not answer {path}"))?;
+            if response.status() != http::StatusCode::OK {
+                bail!("{address} answered {path} with HTTP status {}", response.status());
+            }
+            check(response.headers())?;
+            Ok(response.into_body())
+        };
+        let body = in_time(address, opened).await?;
+        Ok(GrpcStream { requests, body, received: BytesMut::new(), memory })
+    }
+}
+
+async fn in_time<T>(
+    address: &str,
+    opened: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    tokio::time::timeout(CONNECT, opened)
+        .await
+        .with_context(|| format!("{address} did not answer within {CONNECT:?}"))?
+}
+
+/// An open stream. It ends with this value or with its connection.
+pub(crate) struct GrpcStream {
+    requests: mpsc::Sender<Result<Frame<Bytes>, Infallible>>,
+    body: Incoming,
+    received: BytesMut,
+    memory: Memory,
+}
+
+impl GrpcStream {
     /// Sends a request.
     ///
     /// # Errors
@@ -207,5 +276,23 @@ fn check(headers: &http::HeaderMap) -> anyhow::Result<()> {
             bail!("the server ended the stream: {:?}: {}", status.code(), status.message())
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn each_proxy_connects_from_an_address_of_its_own() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        for (number, wanted) in [(0, [127, 1, 0, 1]), (300, [127, 1, 1, 45])] {
+            let _stream = connect(&address, loopback(number)).await.unwrap();
+            let (_, from) = listener.accept().await.unwrap();
+            let wanted = if HAS_ADDRESSES { wanted } else { [127, 0, 0, 1] };
+            assert_eq!(from.ip(), Ipv4Addr::from(wanted));
+        }
+        assert_eq!(loopback(1 << 24), None);
     }
 }
