@@ -617,6 +617,10 @@ impl Engine {
             log_revision(revision, &dirty);
             let ours = dirty.iter().filter(|key| key.kind.is_of_istio()).chain(&affected);
             self.timeline.publish(timeline::published(ours, revision, &self.store));
+            if let Some(before) = self.published.state().mesh {
+                let notes = timeline::endpoints(&before, &mesh, revision, &self.store);
+                self.timeline.record(notes);
+            }
             self.published.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.snapshots.publish(mesh, revision).await?;
             self.revision.send_replace(revision);

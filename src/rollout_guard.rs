@@ -572,8 +572,9 @@ fn whole_percent(share: f64) -> i32 {
     (share * 100.0).round() as i32
 }
 
-/// Whether a destination has a ready endpoint, as far as that is known.
-fn is_ready(to: &Destination, namespace: &str, client: &str, mesh: &Mesh) -> bool {
+/// Whether a destination has a ready endpoint, as far as that is known. `namespace` is that of the object that names it,
+/// `client` that of the proxies.
+pub(crate) fn is_ready(to: &Destination, namespace: &str, client: &str, mesh: &Mesh) -> bool {
     let host = resolve(&to.host, namespace, &mesh.config.domain);
     let Some(known) = mesh.any_service(&host) else {
         return true;

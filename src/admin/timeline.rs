@@ -190,6 +190,8 @@ impl From<EntryKind> for Told {
             EntryKind::Lagging => Self::Lagging,
             EntryKind::CaughtUp => Self::CaughtUp,
             EntryKind::Unseen => Self::Unseen,
+            EntryKind::NoEndpoints => Self::NoEndpoints,
+            EntryKind::Endpoints => Self::Endpoints,
             EntryKind::NoRequests => Self::NoRequests,
             EntryKind::Requests => Self::Requests,
             EntryKind::Started => Self::Started,

@@ -210,6 +210,7 @@ fn colour(entry: &v1::TimelineEntry) -> &'static str {
         Kind::Rejected
         | Kind::Nacked
         | Kind::Lagging
+        | Kind::NoEndpoints
         | Kind::ApiSilent
         | Kind::ApiFailing
         | Kind::ApiForbidden
@@ -222,6 +223,7 @@ fn colour(entry: &v1::TimelineEntry) -> &'static str {
         | Kind::Deleted => YELLOW,
         Kind::Acked
         | Kind::Requests
+        | Kind::Endpoints
         | Kind::Released
         | Kind::CaughtUp
         | Kind::ApiAnswers
@@ -249,6 +251,8 @@ fn word(kind: Kind) -> &'static str {
         Kind::Lagging => "lagging",
         Kind::CaughtUp => "caught up",
         Kind::Unseen => "unseen",
+        Kind::NoEndpoints => "no endpoint",
+        Kind::Endpoints => "endpoint",
         Kind::NoRequests => "no requests",
         Kind::Requests => "requests",
         Kind::Started => "started",

@@ -39,6 +39,10 @@ pub(crate) enum EntryKind {
     CaughtUp,
     /// No connected proxy sees it.
     Unseen,
+    /// A destination that gets requests has no ready endpoint any more.
+    NoEndpoints,
+    /// It has one again.
+    Endpoints,
     /// No proxy sends requests to the destinations of a weighted route.
     NoRequests,
     /// Proxies do again.

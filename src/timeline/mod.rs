@@ -6,6 +6,7 @@
 //! ([`changes`], [`Observer`], [`Watches`]). The entries are kept in a ring of bounded memory ([`Ring`]).
 
 mod changes;
+mod endpoints;
 mod engine;
 mod entry;
 mod follow;
@@ -28,6 +29,7 @@ use self::watches::Watches;
 use crate::api::ObjectKey;
 
 pub(crate) use changes::between;
+pub(crate) use endpoints::endpoints;
 pub(crate) use engine::{change, held, published, released};
 pub(crate) use entry::{Entry, EntryKind, Note, ShareChange};
 pub(crate) use follow::Follower;

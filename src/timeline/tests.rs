@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::api::Kind;
+use crate::mesh::Mesh;
 use crate::revision::MeshRevision;
 use crate::rollout_guard::{HeldChange, HeldValue};
 use crate::source::sync::{KindSync, LastAnswer, OLD, SyncState, Verb};
@@ -351,4 +352,32 @@ fn a_watch_that_the_api_does_not_answer_is_told_with_the_time_since_when() {
     assert!(told.len() == 1 && told[0].starts_with(since), "{told:?}");
     let answered = kind(Kind::VirtualService, SyncState::Synced);
     assert_eq!(watches.observe(&[answered], at(101_000))[0].kind, EntryKind::ApiAnswers);
+}
+
+#[test]
+fn a_destination_that_loses_its_last_ready_endpoint_is_told() {
+    let mut world = World::new();
+    let before = world.published.state().mesh.unwrap();
+    let slice = |ready: bool| {
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "web-1",
+               "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+               "endpoints": [{"addresses": ["10.1.0.1"], "conditions": {"ready": ready},
+                              "targetRef": {"kind": "Pod", "name": "web-v1"}}],
+               "ports": [{"name": "http", "port": 8080}]})
+    };
+    world.apply(slice(false));
+    world.publish();
+    let during = world.published.state().mesh.unwrap();
+    let told = |before: &Mesh, after: &Mesh| -> Vec<String> {
+        let notes = endpoints(before, after, world.revision, &world.store).into_iter();
+        notes.map(|note| format!("{:?} {:?} {}", note.kind, note.object, note.text)).collect()
+    };
+    // v2 has no weight, so it is not told of.
+    let object = Some(web());
+    let expected = |kind: &str, what: &str| {
+        vec![format!("{kind} {object:?} spec.http[0]: subset `v1` of web {what}")]
+    };
+    assert_eq!(told(&before, &during), expected("NoEndpoints", "has no ready endpoint any more"));
+    assert_eq!(told(&during, &before), expected("Endpoints", "has a ready endpoint again"));
+    assert_eq!(told(&during, &during), [""; 0]);
 }

@@ -247,9 +247,9 @@ async function timeline({ parts, get }) {
     split && h("p", {}, canaryLink(split, "Shares and proxies of this VirtualService")), entries(answer)];
 }
 
-const alarming = new Set(["REJECTED", "NACKED", "LAGGING", "API_SILENT", "API_FAILING", "API_FORBIDDEN", "FILE_UNREADABLE", "MISSING_CLUSTER"]);
+const alarming = new Set(["REJECTED", "NACKED", "LAGGING", "API_SILENT", "API_FAILING", "API_FORBIDDEN", "FILE_UNREADABLE", "MISSING_CLUSTER", "NO_ENDPOINTS"]);
 const noteworthy = new Set(["HELD", "UNSEEN", "DELETED", "NO_REQUESTS"]);
-const welcome = new Set(["ACKED", "REQUESTS", "RELEASED", "CAUGHT_UP", "API_ANSWERS", "FILE_READABLE"]);
+const welcome = new Set(["ACKED", "REQUESTS", "ENDPOINTS", "RELEASED", "CAUGHT_UP", "API_ANSWERS", "FILE_READABLE"]);
 
 function entries(answer) {
   const rows = answer.entries.toReversed().map((entry) => {
