@@ -35,6 +35,7 @@ use crate::status::{self, Published};
 use crate::store::Store;
 use crate::timeline::{self, Follower, SharedTimeline, Timeline};
 use crate::tls::follow_folder;
+use crate::traces::{self, TraceOptions};
 use crate::webhook::{
     self, CertificateSource, Injector, Issuer, Reviewer, SecretState, Webhook, WebhookOptions,
 };
@@ -101,6 +102,8 @@ pub struct Options {
     pub admin_limits: Limits,
     /// The memory of the time lines, in bytes.
     pub timeline_memory: usize,
+    /// Where traces of changes are exported; `None` if nowhere.
+    pub traces: Option<TraceOptions>,
 }
 
 /// A running control plane. Dropping it stops its tasks.
@@ -160,6 +163,7 @@ impl ControlPlane {
         tasks.spawn(snapshots_ended.map(|_| Err(anyhow::anyhow!("the snapshot thread ended"))));
         let mut services = Services { admin, client, tasks };
         services.follow();
+        services.trace(options.traces);
         services.ask_replicas(options.peers);
         let reviews = Reviews { selection, mesh: options.mesh, stores };
         let served = listeners.webhook.zip(options.webhook);
@@ -324,6 +328,16 @@ impl Services {
             stop.run_until_cancelled(sampled).await;
             Ok(())
         });
+    }
+
+    /// Exports traces of changes.
+    fn trace(&mut self, options: Option<TraceOptions>) {
+        let Some(options) = options else { return };
+        let Admin { timeline, ready, metrics, closing, .. } = self.admin.clone();
+        let (follower, exporter) =
+            traces::start(options, timeline, ready, metrics.traces(), closing);
+        self.tasks.spawn(follower.run());
+        self.tasks.spawn(exporter.run());
     }
 
     /// Asks the other replicas about their proxies while somebody needs to know.
@@ -624,6 +638,7 @@ impl Engine {
             self.published.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
             self.snapshots.publish(mesh, revision).await?;
             self.revision.send_replace(revision);
+            self.timeline.started();
             self.ready.send_replace(true);
         }
         // Nobody receives it if the webhook is off.

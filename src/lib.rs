@@ -38,6 +38,7 @@ pub(crate) mod text;
 pub(crate) mod timeline;
 pub(crate) mod timer;
 pub(crate) mod tls;
+pub mod traces;
 pub(crate) mod translate;
 pub mod webhook;
 pub mod xds;

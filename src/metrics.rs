@@ -356,6 +356,32 @@ impl IdentityMetrics {
     }
 }
 
+/// The metrics of exported traces.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TraceMetrics {
+    spans: Family<ResultLabel, Counter>,
+}
+
+impl TraceMetrics {
+    /// Counts spans that the collector took.
+    pub(crate) fn exported(&self, spans: u64) {
+        self.spans.get_or_create(&ResultLabel { result: "exported" }).inc_by(spans);
+    }
+
+    /// Counts spans that were dropped: there was no room, or the collector did not take them.
+    pub(crate) fn dropped(&self, spans: u64) {
+        self.spans.get_or_create(&ResultLabel { result: "dropped" }).inc_by(spans);
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "weir_trace_spans",
+            "Spans of changes, by result: exported, or dropped for lack of room or because the collector did not take them",
+            self.spans.clone(),
+        );
+    }
+}
+
 /// All metrics and their registry.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -382,6 +408,7 @@ pub(crate) struct Metrics {
     injection: InjectionMetrics,
     identity: IdentityMetrics,
     load: LoadMetrics,
+    traces: TraceMetrics,
 }
 
 /// The bucket bounds of `pilot_proxy_convergence_time` in seconds: Istio's, and shorter ones.
@@ -414,6 +441,7 @@ impl Default for Metrics {
             injection: InjectionMetrics::default(),
             identity: IdentityMetrics::default(),
             load: LoadMetrics::default(),
+            traces: TraceMetrics::default(),
         };
         this.register_istios();
         this.register_weirs();
@@ -422,6 +450,7 @@ impl Default for Metrics {
         this.injection.register(&mut this.registry);
         this.identity.register(&mut this.registry);
         this.load.register(&mut this.registry);
+        this.traces.register(&mut this.registry);
         this
     }
 }
@@ -571,6 +600,11 @@ impl Metrics {
     /// The metrics of load reports.
     pub(crate) fn load(&self) -> LoadMetrics {
         self.load.clone()
+    }
+
+    /// The metrics of exported traces.
+    pub(crate) fn traces(&self) -> TraceMetrics {
+        self.traces.clone()
     }
 
     /// The metrics of a resource that the clients of a port share.

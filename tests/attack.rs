@@ -225,6 +225,7 @@ async fn hasty(limits: Limits) -> (ControlPlane, tempfile::TempDir) {
             ..Limits::admin()
         },
         timeline_memory: 8 << 20,
+        traces: None,
     })
     .await
     .unwrap();

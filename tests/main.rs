@@ -49,6 +49,7 @@ mod runtime_weights;
 mod soak;
 mod status;
 mod timeline;
+mod traces;
 mod traffic_balancing;
 mod traffic_failures;
 mod traffic_hosts;

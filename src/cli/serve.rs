@@ -1,6 +1,7 @@
 //! `weir serve`: the control plane.
 
 mod identity;
+mod traces;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use crate::webhook::{CertificateSource, LIFETIME, WebhookOptions};
 use crate::xds::stream::StreamSettings;
 
 use identity::{IdentityArgs, Plain, Surroundings};
+use traces::TracesArgs;
 
 /// Flags of `weir serve`.
 #[derive(Debug, clap::Args)]
@@ -110,6 +112,8 @@ pub(crate) struct Args {
     /// Memory for the time lines of objects (weir log), such as 8M; the oldest events go first
     #[arg(long, value_name = "BYTES", default_value = "8M", allow_negative_numbers = true, value_parser = bytes)]
     timeline_memory: usize,
+    #[command(flatten)]
+    traces: TracesArgs,
     #[command(flatten)]
     load: LoadArgs,
     /// Send everything at once without waiting for ACKs; a test uses this to show why waiting is needed
@@ -234,6 +238,11 @@ impl WebhookArgs {
 }
 
 impl StatusArgs {
+    /// The namespace and the name of the pod; `None` if nobody says in which namespace weir runs.
+    fn pod(&self) -> Option<(&str, &str)> {
+        Some((self.pod_namespace.as_deref()?, &self.pod_name))
+    }
+
     /// Which replica this is; `None` if nobody says in which namespace it runs.
     fn peers(&self) -> Option<PeerOptions> {
         let (namespace, pod) = (self.pod_namespace.clone()?, self.pod_name.clone());
@@ -381,13 +390,14 @@ fn local(in_folder: bool) -> IpAddr {
 /// What the control plane is started with.
 fn options(args: Args) -> anyhow::Result<Options> {
     let local = local(args.config_dir.is_some());
-    let (limits, admin_limits) = limits(&args);
+    let ((limits, admin_limits), streams) = (limits(&args), streams(&args));
     let only = args.only_namespace.as_deref().map(Arc::from);
     let namespaces = namespaces(args.only_namespace, args.discovery_selector);
     // Objects in files have no status, and no API server asks about them.
     let in_cluster = args.config_dir.is_none() && !args.objects_from_stdin;
     let load = args.load.settings()?;
     let namespace = args.status.pod_namespace.clone().filter(|_| in_cluster);
+    let traces = args.traces.options(args.status.pod())?;
     let mesh = args.mesh.config();
     let names = ControlPlaneNames::of(
         &mesh,
@@ -425,19 +435,25 @@ fn options(args: Args) -> anyhow::Result<Options> {
         admin_listen: args.admin_listen.unwrap_or(SocketAddr::new(local, 15014)),
         gates_listen: args.gates_listen,
         mesh,
-        streams: StreamSettings {
-            grace: args.grace,
-            drain: args.drain_time,
-            ack_timeout: args.ack_timeout,
-            routes_follow: args.routes_follow,
-            gated: !args.test_ungated,
-            ..Default::default()
-        },
+        streams,
         load,
         limits,
         admin_limits,
         timeline_memory: args.timeline_memory,
+        traces,
     })
+}
+
+/// Settings of the xDS streams.
+fn streams(args: &Args) -> StreamSettings {
+    StreamSettings {
+        grace: args.grace,
+        drain: args.drain_time,
+        ack_timeout: args.ack_timeout,
+        routes_follow: args.routes_follow,
+        gated: !args.test_ungated,
+        ..Default::default()
+    }
 }
 
 /// The namespaces whose objects are read.

@@ -39,7 +39,8 @@ pub(crate) fn change(store: &Store, event: &SourceEvent) -> Option<Note> {
         SourceEvent::Delete(key) => {
             let was_there = store.get(key).is_some() && key.kind.is_of_istio();
             let is_news = was_there || store.rejected_generation(key).is_some();
-            is_news.then(|| Note::of(key, EntryKind::Deleted, "deleted".to_owned()))
+            let note = || Note::of(key, EntryKind::Deleted, "deleted".to_owned());
+            is_news.then(|| Note { publishes: was_there, ..note() })
         }
         SourceEvent::SourceProblems { subject, problems } => file(store, subject, problems),
         SourceEvent::Synced | SourceEvent::Resyncing | SourceEvent::Barrier(_) => None,
@@ -71,7 +72,9 @@ fn accepted(store: &Store, object: &Object) -> Option<Note> {
     let created = Some(meta.age.created).filter(|at| meta.generation == 1 && *at != i64::MAX);
     let written = created.and_then(|at| Timestamp::from_microsecond(at).ok());
     let (generation, shares) = (meta.generation, change.shares);
-    Some(Note { generation, written, shares, ..Note::of(&key, EntryKind::Accepted, text) })
+    let publishes = !is_same;
+    let note = Note::of(&key, EntryKind::Accepted, text);
+    Some(Note { generation, written, shares, publishes, ..note })
 }
 
 /// The first problems. Where they were read, the cluster, need not be said.
@@ -135,7 +138,7 @@ fn of_changes<'a>(
             };
             let text = format!("{prefix}{place}: {}", change.reason());
             let (generation, shares) = (generation(store, object), share(change));
-            notes.push(Note { generation, shares, ..Note::of(object, kind, text) });
+            notes.push(Note { generation, shares, place, ..Note::of(object, kind, text) });
         }
     }
     notes

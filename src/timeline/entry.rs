@@ -111,6 +111,10 @@ pub(crate) struct Note {
     pub in_scope: usize,
     /// The weights that changed.
     pub shares: Vec<ShareChange>,
+    /// Where in the object something is held back or released, such as `spec.http[0].route[1]`.
+    pub place: String,
+    /// Whether the object comes into force with the next mesh because of this, be it as it is or as being gone.
+    pub publishes: bool,
 }
 
 impl Note {
@@ -129,6 +133,8 @@ impl Note {
             live: 0,
             in_scope: 0,
             shares: Vec::new(),
+            place: String::new(),
+            publishes: false,
         }
     }
 
@@ -146,7 +152,8 @@ impl Note {
             let texts = [&share.field, &share.host, &share.subset].map(String::capacity);
             size_of::<ShareChange>() + texts.iter().sum::<usize>()
         });
-        size_of::<Entry>() + self.text.capacity() + proxies.sum::<usize>() + shares.sum::<usize>()
+        let texts = self.text.capacity() + self.place.capacity();
+        size_of::<Entry>() + texts + proxies.sum::<usize>() + shares.sum::<usize>()
     }
 }
 

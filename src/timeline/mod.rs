@@ -17,7 +17,7 @@ mod tests;
 mod watches;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
@@ -45,6 +45,8 @@ pub(crate) struct Timeline {
     changed: watch::Sender<u64>,
     /// What was published and not yet looked at by the [`Follower`]; one per object.
     publications: Mutex<BTreeMap<ObjectKey, Publication>>,
+    /// The number of the last entry about what was there when weir started.
+    start: OnceLock<u64>,
 }
 
 impl Timeline {
@@ -55,6 +57,7 @@ impl Timeline {
             ring: Mutex::new(Ring::new(memory, now)),
             changed: watch::Sender::default(),
             publications: Mutex::default(),
+            start: OnceLock::new(),
         };
         let version = env!("CARGO_PKG_VERSION");
         timeline.record([Note::new(EntryKind::Started, format!("weir {version} started"))]);
@@ -98,6 +101,17 @@ impl Timeline {
             }
         }
         self.record(notes);
+    }
+
+    /// Everything that was there when weir started is recorded; what comes now are changes. Later calls do nothing.
+    pub(crate) fn started(&self) {
+        let newest = self.ring.lock().newest();
+        self.start.get_or_init(|| newest);
+    }
+
+    /// The number of the last entry about what was there when weir started; 0 while not all of it is recorded.
+    pub(crate) fn start(&self) -> u64 {
+        self.start.get().copied().unwrap_or_default()
     }
 
     /// What was published since the last call.

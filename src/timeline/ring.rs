@@ -149,7 +149,12 @@ impl Ring {
                 lists.into_iter().max().unwrap_or(self.forgotten)
             }
         };
-        Reading { entries, whole_since, newest: self.next.saturating_sub(1) }
+        Reading { entries, whole_since, newest: self.newest() }
+    }
+
+    /// The number of the newest entry; 0 if there was none.
+    pub(super) fn newest(&self) -> u64 {
+        self.next.saturating_sub(1)
     }
 
     fn newer(&self, after: u64) -> impl Iterator<Item = &Arc<Entry>> {

@@ -134,6 +134,7 @@ async fn start(args: &Args, binary: &EnvoyBinary) -> anyhow::Result<Demo> {
         admin_limits: Limits::admin(),
         webhook: None,
         timeline_memory: timeline::MEMORY,
+        traces: None,
     })
     .await?;
     with_timeout("weir to read its folder", plane.ready()).await?;
