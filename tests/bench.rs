@@ -110,6 +110,32 @@ fn each_proxy_is_a_peer_of_its_own() {
     assert!(phases.iter().all(|phase| phase["median"]["arrived"] == STREAMS), "{report:#}");
 }
 
+/// Three reports of each proxy are measured; those that were sent before are counted as well.
+#[test]
+fn every_load_report_is_counted() {
+    for mode in ["delta", "sotw"] {
+        let flags = ["--mode", mode, "--phases", "start,loads", "--load-report-interval", "0.2"];
+        let more = ["--services", "5", "--load-services", "2", "--load-reports", "3"];
+        let output = Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["bench", "--streams", "4", "-o", "json"])
+            .args([&flags[..], &more].concat())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let report = report(&output);
+        let round = &report["runs"][0]["phases"][1]["median"];
+        assert_eq!(round["arrived"], STREAMS, "{report:#}");
+        let loads = &round["loads"];
+        assert!(loads["sent"].as_u64() >= Some(3 * STREAMS), "{loads:#}");
+        assert_eq!([&loads["received"], &loads["left_out"]], [&loads["sent"], &Value::from(0)]);
+        // Two subsets of each service.
+        assert_eq!(loads["clusters"], 10, "{loads:#}");
+        for name in ["cpu_percent", "idle_cpu_percent", "resident_before_bytes", "bytes"] {
+            assert!(loads[name].as_f64() > Some(0.0), "{name}: {loads:#}");
+        }
+    }
+}
+
 #[test]
 fn a_proxy_that_never_reads_delays_no_other_and_a_series_has_a_chart() {
     let folder = tempfile::tempdir().unwrap();
@@ -191,6 +217,7 @@ fn flags_that_do_not_fit_are_usage_errors() {
         &["--address", "127.0.0.1:1", "--source", "folder"][..],
         &["--series", "pods=1"],
         &["--svg", "x.svg"],
+        &["--load-report-interval", "0.01"],
         &["--kubeconfig", "/does/not/exist", "--source", "kubernetes"],
     ] {
         let output = bench(wrong);

@@ -3,9 +3,10 @@
 //!
 //! [`mesh`] makes the objects and says what a change must lead to at a proxy ([`expectation`]). [`objects`] writes them.
 //! A proxy is a [`stream`], which knows the protocol and does no I/O, on a [`transport`]; [`proxies`] runs all of them.
-//! [`phases`] are what is measured, [`report`] has the figures.
+//! [`phases`] are what is measured, [`loads`] is the one of load reports, [`report`] has the figures.
 
 pub(crate) mod expectation;
+pub(crate) mod loads;
 pub(crate) mod mesh;
 pub(crate) mod names;
 pub(crate) mod objects;

@@ -7,12 +7,14 @@ use anyhow::bail;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::expectation::Expectation;
+use super::loads::LoadSettings;
 use super::mesh::{Edit, Mesh};
 use super::objects::Objects;
 use super::process::{reset_peak, usage};
 use super::proxies::{Arrivals, Proxies};
 use super::report::{Before, Phase, Round};
 use super::stream::Shared;
+use crate::envoy::Admin;
 
 /// A phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -33,6 +35,8 @@ pub(crate) enum Kind {
     Restart,
     /// All proxies lose their streams, a weight changes, and they connect again with what they have.
     Reconnect,
+    /// All proxies report their load for a while.
+    Loads,
 }
 
 impl Kind {
@@ -58,12 +62,13 @@ impl Kind {
             Self::Storm => "storm",
             Self::Restart => "restart",
             Self::Reconnect => "reconnect",
+            Self::Loads => "loads",
         }
     }
 
     /// Whether one round is large enough to stand alone.
     fn is_large(self) -> bool {
-        matches!(self, Self::Start | Self::Storm | Self::Restart | Self::Reconnect)
+        !matches!(self, Self::Weight | Self::Stuck | Self::Endpoint | Self::Service)
     }
 }
 
@@ -78,6 +83,8 @@ pub(crate) struct Settings {
     pub settle: Duration,
     /// Replaced pods per second.
     pub restart_rate: f64,
+    /// What proxies report.
+    pub loads: LoadSettings,
 }
 
 /// Over how long the writes of a storm are spread.
@@ -97,6 +104,8 @@ pub(crate) struct Bench<'a> {
     pub shared: Arc<Shared>,
     /// The server's process, if it can be seen.
     pub pid: Option<u32>,
+    /// The server's metrics, if it was started for the bench.
+    pub admin: Option<Admin>,
     /// Says what is being done.
     pub progress: &'a (dyn Fn(&str) + Sync),
 }
@@ -119,7 +128,10 @@ impl Bench<'_> {
         let mut rounds = Vec::new();
         for n in 0..count {
             (self.progress)(&format!("{}, round {} of {count}", kind.name(), n + 1));
-            let round = self.round(kind, n).await?;
+            let round = match kind {
+                Kind::Loads => self.loads().await?,
+                _ => self.round(kind, n).await?,
+            };
             let complete = round.is_complete();
             rounds.push(round);
             if !complete {
@@ -166,7 +178,8 @@ impl Bench<'_> {
         Ok(round)
     }
 
-    fn now(&self) -> Before {
+    /// What was used until now.
+    pub(super) fn now(&self) -> Before {
         Before {
             server: self.pid.and_then(usage),
             client: usage(std::process::id()),
@@ -177,7 +190,7 @@ impl Bench<'_> {
     /// Does what a phase is about.
     async fn act(&mut self, kind: Kind, service: usize) -> anyhow::Result<Written> {
         match kind {
-            Kind::Start => {
+            Kind::Start | Kind::Loads => {
                 let last = Instant::now();
                 self.proxies.connect();
                 Ok(Written { last, took: Duration::ZERO })

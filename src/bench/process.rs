@@ -43,7 +43,8 @@ pub(crate) struct Weir {
     log: tempfile::NamedTempFile,
     /// The address of ADS.
     pub xds: SocketAddr,
-    admin: Admin,
+    /// Its admin port.
+    pub admin: Admin,
 }
 
 impl Weir {

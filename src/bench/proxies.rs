@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::expectation::Expectation;
+use super::loads::{LoadSettings, Reporter, Run};
 use super::stream::{Shared, Stream, Type};
 use super::transport::{Connection, GrpcStream, Memory, Windows, loopback};
 use crate::bootstrap::AdsVariant;
@@ -20,12 +21,16 @@ const EVENTS: usize = 4096;
 
 /// What a proxy tells.
 #[derive(Debug)]
-enum Event {
+pub(super) enum Event {
     /// It has its whole configuration.
     Served(Instant),
     /// It has all that was expected with this number.
     Satisfied(u64, Instant),
-    /// Its stream ended.
+    /// It knows which load to report.
+    Told(Instant),
+    /// It has sent all load reports that are measured.
+    Reported(Instant),
+    /// A stream of it ended.
     Lost(String),
 }
 
@@ -52,6 +57,8 @@ struct Context {
     address: Arc<str>,
     variant: AdsVariant,
     expected: watch::Receiver<Expected>,
+    /// The run of load reports that is under way.
+    reporting: watch::Receiver<Option<Arc<Run>>>,
     events: mpsc::Sender<Event>,
     received: Arc<Received>,
     memory: Memory,
@@ -62,6 +69,7 @@ struct Context {
 pub(crate) struct Proxies {
     context: Context,
     expected: watch::Sender<Expected>,
+    reporting: watch::Sender<Option<Arc<Run>>>,
     events: mpsc::Receiver<Event>,
     /// Those that are not connected.
     idle: Vec<Proxy>,
@@ -70,6 +78,10 @@ pub(crate) struct Proxies {
 
 /// A proxy.
 struct Proxy {
+    /// Its number among all.
+    number: usize,
+    /// Its encoded `Node`.
+    node: bytes::Bytes,
     stream: Stream,
     /// The address that it connects from, if the server is on loopback.
     from: Option<Ipv4Addr>,
@@ -88,21 +100,26 @@ impl Proxies {
     /// As many as there are nodes, each of which is an encoded `Node`.
     pub(crate) fn new(address: &str, shared: &Arc<Shared>, nodes: Vec<bytes::Bytes>) -> Self {
         let (expected, watched) = watch::channel((0, None));
+        let (reporting, runs) = watch::channel(None);
         let (sender, events) = mpsc::channel(EVENTS);
         let context = Context {
             address: address.into(),
             variant: shared.variant,
             expected: watched,
+            reporting: runs,
             events: sender,
             received: Arc::default(),
             memory: Memory::default(),
             stop: CancellationToken::new(),
         };
         let idle = nodes.into_iter().enumerate().map(|(number, node)| Proxy {
+            number,
+            node: node.clone(),
             stream: Stream::new(shared.clone(), node),
             from: loopback(number),
         });
-        Self { context, expected, events, idle: idle.collect(), connected: JoinSet::new() }
+        let idle = idle.collect();
+        Self { context, expected, reporting, events, idle, connected: JoinSet::new() }
     }
 
     /// How many there are.
@@ -152,7 +169,37 @@ impl Proxies {
     pub(crate) async fn served(&mut self, within: Duration) -> Arrivals {
         self.arrivals(within, |event, _| match event {
             Event::Served(at) => Some(*at),
-            Event::Satisfied(..) | Event::Lost(_) => None,
+            _ => None,
+        })
+        .await
+    }
+
+    /// From now on all connected proxies report their load.
+    pub(super) fn report_loads(&self, settings: LoadSettings) -> Arc<Run> {
+        let run = Arc::new(Run::new(settings, self.count()));
+        self.reporting.send_replace(Some(run.clone()));
+        run
+    }
+
+    /// Ends the streams of load reports.
+    pub(super) fn end_reports(&self) {
+        self.reporting.send_replace(None);
+    }
+
+    /// Waits until all proxies know which load to report.
+    pub(super) async fn told(&mut self, within: Duration) -> Arrivals {
+        self.arrivals(within, |event, _| match event {
+            Event::Told(at) => Some(*at),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Waits until all proxies have sent all load reports that are measured.
+    pub(super) async fn reported(&mut self, within: Duration) -> Arrivals {
+        self.arrivals(within, |event, _| match event {
+            Event::Reported(at) => Some(*at),
+            _ => None,
         })
         .await
     }
@@ -161,7 +208,7 @@ impl Proxies {
     pub(crate) async fn satisfied(&mut self, within: Duration) -> Arrivals {
         self.arrivals(within, |event, current| match event {
             Event::Satisfied(number, at) if *number == current => Some(*at),
-            Event::Satisfied(..) | Event::Served(_) | Event::Lost(_) => None,
+            _ => None,
         })
         .await
     }
@@ -223,13 +270,47 @@ async fn run(mut proxy: Proxy, context: Context) -> Proxy {
 }
 
 async fn converse(proxy: &mut Proxy, context: &Context) -> anyhow::Result<()> {
-    let Proxy { stream, from } = proxy;
+    let Proxy { number, node, stream, from } = proxy;
     let mut expected = context.expected.clone();
-    let mut number = expect(stream, &mut expected);
+    let number_of_expected = expect(stream, &mut expected);
     let first = stream.begin();
     let memory = context.memory.clone();
     let connection = Connection::open(&context.address, *from, Windows::ENVOY).await?;
-    let mut ads = connection.ads(context.variant, first, memory).await?;
+    let ads = connection.ads(context.variant, first, memory).await?;
+    let (connection, events) = (&connection, &context.events);
+    let reporter = Reporter { connection, node: &*node, number: *number, events };
+    tokio::select! {
+        ended = subscribe(stream, ads, expected, number_of_expected, context) => ended,
+        ended = report(&reporter, context.reporting.clone()) => ended,
+    }
+}
+
+/// Reports load while there is a run.
+async fn report(
+    reporter: &Reporter<'_>,
+    mut runs: watch::Receiver<Option<Arc<Run>>>,
+) -> anyhow::Result<()> {
+    loop {
+        let run = runs.borrow_and_update().clone();
+        let Some(run) = run else {
+            runs.changed().await?;
+            continue;
+        };
+        tokio::select! {
+            ended = run.report(reporter) => return ended,
+            changed = runs.changed() => changed?,
+        }
+    }
+}
+
+/// Takes in configuration until the stream ends.
+async fn subscribe(
+    stream: &mut Stream,
+    mut ads: GrpcStream,
+    mut expected: watch::Receiver<Expected>,
+    mut number: u64,
+    context: &Context,
+) -> anyhow::Result<()> {
     loop {
         let (message, permit) = ads.next().await?;
         let at = Instant::now();

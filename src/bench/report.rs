@@ -77,6 +77,32 @@ pub(crate) struct Round {
     pub resident_bytes: Option<u64>,
     /// The most that it was meanwhile.
     pub peak_bytes: Option<u64>,
+    /// What load reports cost, in the phase of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loads: Option<LoadFigures>,
+}
+
+/// What load reports cost.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct LoadFigures {
+    /// Reports that all proxies together sent.
+    pub sent: u64,
+    /// Those that weir counted; `None` for a server that was not started for the bench.
+    pub received: Option<u64>,
+    /// Those that weir did not keep for lack of room.
+    pub left_out: Option<u64>,
+    /// The clusters of each report.
+    pub clusters: usize,
+    /// The bytes of all reports.
+    pub bytes: u64,
+    /// How long was measured, in seconds.
+    pub seconds: f64,
+    /// The CPU time of the server in that time, in percent of a core.
+    pub cpu_percent: Option<f64>,
+    /// The same without reports, before.
+    pub idle_cpu_percent: Option<f64>,
+    /// Resident memory of the server in bytes before there were reports.
+    pub resident_before_bytes: Option<u64>,
 }
 
 /// What there was before a round.
@@ -96,7 +122,8 @@ impl Before {
     }
 }
 
-fn cpu_between(before: Option<Usage>, after: Option<Usage>) -> Option<f64> {
+/// The CPU time of the server or of the bench between two moments, in seconds.
+pub(super) fn cpu_between(before: Option<Usage>, after: Option<Usage>) -> Option<f64> {
     Some(after?.cpu - before?.cpu)
 }
 
@@ -125,12 +152,15 @@ impl Round {
             bytes: bytes.into(),
             resident_bytes: after.server.map(|usage| usage.resident),
             peak_bytes: after.server.map(|usage| usage.peak),
+            loads: None,
         }
     }
 
-    /// Whether every proxy got it.
+    /// Whether every proxy got it, and the server all that was reported.
     pub(crate) fn is_complete(&self) -> bool {
-        self.arrived == self.streams
+        let loads = self.loads.as_ref();
+        let lacks = loads.is_some_and(|loads| loads.received.is_some_and(|it| it != loads.sent));
+        self.arrived == self.streams && !lacks
     }
 }
 
@@ -166,6 +196,8 @@ impl Phase {
             bytes: bytes.into(),
             resident_bytes: median(rounds.iter().filter_map(|round| round.resident_bytes)),
             peak_bytes: median(rounds.iter().filter_map(|round| round.peak_bytes)),
+            // There is a single round of these.
+            loads: rounds.first().and_then(|round| round.loads.clone()),
         };
         Self { name, median, rounds }
     }

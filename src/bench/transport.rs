@@ -159,6 +159,19 @@ impl Connection {
         self.stream(&path, first, memory).await
     }
 
+    /// Opens a stream of load reports on the same connection, as Envoy does, and sends these requests.
+    ///
+    /// # Errors
+    /// The server takes no load reports.
+    pub(crate) async fn load_reports(
+        &self,
+        first: Pieces,
+        memory: Memory,
+    ) -> anyhow::Result<GrpcStream> {
+        let path = "envoy.service.load_stats.v3.LoadReportingService/StreamLoadStats";
+        self.stream(path, vec![first], memory).await
+    }
+
     async fn stream(
         &self,
         path: &str,
@@ -216,7 +229,7 @@ impl GrpcStream {
         send(&self.requests, pieces).await
     }
 
-    /// The next message, with the memory that it occupies.
+    /// The next message, with the memory that it occupies. Cancel safe.
     ///
     /// # Errors
     /// The stream ended, for which a server has a reason.
@@ -224,16 +237,18 @@ impl GrpcStream {
         while self.received.len() < PREFIX {
             self.more().await?;
         }
-        let compressed = self.received.get_u8();
-        let length = self.received.get_u32() as usize;
+        let mut prefix = &self.received[..];
+        let compressed = prefix.get_u8();
+        let length = prefix.get_u32() as usize;
         if compressed != 0 {
             bail!("the server compresses, which was not asked for");
         }
         let permit = self.memory.take(length).await?;
-        self.received.reserve(length.saturating_sub(self.received.len()));
-        while self.received.len() < length {
+        self.received.reserve((PREFIX + length).saturating_sub(self.received.len()));
+        while self.received.len() < PREFIX + length {
             self.more().await?;
         }
+        self.received.advance(PREFIX);
         Ok((self.received.split_to(length), permit))
     }
 

@@ -15,6 +15,7 @@ use anyhow::Context as _;
 use super::remote::Output;
 use super::signals::Signals;
 use super::usage;
+use crate::bench::loads::LoadSettings;
 use crate::bench::mesh::Size;
 use crate::bench::phases::{Kind, Settings};
 use crate::bench::report::Report;
@@ -38,6 +39,7 @@ use world::World;
   weir bench --series services=100,1000,10000 --svg growth.svg
   weir bench --source kubernetes --kubeconfig ~/.kube/config
   weir bench --address 127.0.0.1:15010 --pid 4711     an Istiod that reads the current cluster
+  weir bench --streams 1000 --phases start,loads      what load reports cost
   weir bench -- --grace 5                             what follows -- goes to weir serve
   weir bench canary                                   does a canary fail requests?
 
@@ -49,6 +51,7 @@ Phases: start    all proxies connect and fetch everything
         restart  a tenth of the pods is replaced, one after the other
         reconnect  all proxies lose their streams, a weight changes, they connect with what they have
         stuck    (if asked for) one weight changes while one more proxy does not read
+        loads    (if asked for) all proxies report their load, after as long a time without reports
 
 Times are from the beginning of the last write until a proxy has received what was written. CPU time
 counts until nothing more is sent. Phases of a single change are repeated (--rounds), and each column
@@ -92,7 +95,8 @@ pub(crate) struct Args {
     /// The process of that server on this machine, to measure its CPU time and memory
     #[arg(long, value_name = "PID", requires = "address")]
     pid: Option<u32>,
-    /// Phases to run, in this order; start precedes them [default: all except stuck]
+    /// Phases to run, in this order; start precedes them [default: all except stuck
+    /// and loads]
     #[arg(long, value_enum, value_name = "PHASE,...", value_delimiter = ',')]
     phases: Vec<Kind>,
     /// How often a phase of a single change is repeated
@@ -113,6 +117,15 @@ pub(crate) struct Args {
     /// Pods replaced per second in a rolling restart
     #[arg(long, value_name = "N", default_value = "200", value_parser = number(10_000))]
     restart_rate: u64,
+    /// How many load reports of each proxy are measured in the phase loads
+    #[arg(long, value_name = "N", default_value = "6", value_parser = number(10_000))]
+    load_reports: u64,
+    /// How often weir asks for load reports; another server has an interval of its own
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = interval)]
+    load_report_interval: Duration,
+    /// To how many services each proxy sends requests in the phase loads
+    #[arg(long, value_name = "N", default_value = "20", value_parser = number(100_000))]
+    load_services: u64,
     /// The weir to start [default: this one]
     #[arg(long, value_name = "FILE")]
     weir: Option<PathBuf>,
@@ -214,6 +227,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
         })
 }
 
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = seconds(text).ok();
+    interval
+        .filter(|time| (0.1..=300.0).contains(&time.as_secs_f64()))
+        .ok_or_else(|| "expected a number of seconds from 0.1 to 300, such as 10 or 0.5".to_owned())
+}
+
 fn series(text: &str) -> Result<Series, String> {
     let (dimension, most, sizes) = match text.split_once('=') {
         Some(("services", sizes)) => (Dimension::Services, 100_000, sizes),
@@ -289,6 +309,17 @@ impl Args {
         }
     }
 
+    /// The flags for `weir serve`.
+    fn serve_flags(&self) -> Vec<String> {
+        let mut flags = Vec::new();
+        if self.phases().contains(&Kind::Loads) {
+            let interval = self.load_report_interval.as_secs_f64().to_string();
+            flags.extend(["--load-report-interval".to_owned(), interval]);
+        }
+        flags.extend(self.serve.iter().cloned());
+        flags
+    }
+
     fn phases(&self) -> &[Kind] {
         if self.phases.is_empty() { &Kind::USUAL } else { &self.phases }
     }
@@ -299,6 +330,11 @@ impl Args {
             timeout: self.timeout,
             settle: self.settle,
             restart_rate: self.restart_rate as f64,
+            loads: LoadSettings {
+                interval: self.load_report_interval,
+                reports: to_usize(self.load_reports),
+                services: to_usize(self.load_services),
+            },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The figures of `weir bench` as tables within 100 columns.
 
 use crate::bench::mesh::Size;
-use crate::bench::report::{Report, Run};
+use crate::bench::report::{LoadFigures, Phase, Report, Run};
 use crate::bench::stream::Type;
 use crate::cli::table::table;
 
@@ -36,12 +36,16 @@ fn run(run: &Run) -> String {
         } else {
             format!("{} of {}", median.arrived, median.streams)
         };
+        let [p50, p99, last] = match median.loads {
+            Some(_) => ["-"; 3].map(ToOwned::to_owned),
+            None => [median.p50_ms, median.p99_ms, median.last_ms].map(number),
+        };
         [
             phase.name.to_owned(),
             proxies,
-            number(median.p50_ms),
-            number(median.p99_ms),
-            number(median.last_ms),
+            p50,
+            p99,
+            last,
             median.cpu_s.map_or_else(|| "-".to_owned(), |cpu| number(cpu * 1000.0)),
             megabytes(median.resident_bytes),
             megabytes(median.peak_bytes),
@@ -68,10 +72,54 @@ fn run(run: &Run) -> String {
     });
     text += "\n";
     text += &table(["SENT", " ALL", " CDS", " EDS", " LDS", " RDS", " RTDS"], rows);
+    text += &loads(&run.phases);
     if let Some(percent) = run.client_cpu_percent {
         text += &format!("\nThe bench itself took {percent:.0} % of the CPU time of both.\n");
     }
     text
+}
+
+/// What load reports cost, for each phase with some.
+fn loads(phases: &[Phase]) -> String {
+    let phases = phases.iter().map(|phase| &phase.median);
+    let rows: Vec<_> = phases
+        .filter_map(|round| Some((round.loads.as_ref()?, round.resident_bytes)))
+        .map(|(loads, resident)| {
+            let LoadFigures { sent, received, left_out, bytes, .. } = loads;
+            let [all, idle] = [loads.cpu_percent, loads.idle_cpu_percent]
+                .map(|percent| percent.map_or_else(|| "-".to_owned(), number));
+            let more = resident.zip(loads.resident_before_bytes);
+            let more = more.map(|(after, before)| after.saturating_sub(before));
+            [
+                sent.to_string(),
+                counted(*received),
+                counted(*left_out),
+                loads.clusters.to_string(),
+                size(bytes.checked_div(*sent).unwrap_or(0)),
+                all,
+                idle,
+                megabytes(more),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    let head = [
+        "LOAD REPORTS",
+        " RECEIVED",
+        " LEFT OUT",
+        " CLUSTERS",
+        " SIZE",
+        " CPU %",
+        " IDLE CPU %",
+        " MORE MB",
+    ];
+    format!("\n{}", table(head, rows.into_iter()))
+}
+
+fn counted(count: Option<u64>) -> String {
+    count.map_or_else(|| "-".to_owned(), |count| count.to_string())
 }
 
 /// A number with as many decimals as it deserves.
@@ -111,6 +159,7 @@ mod tests {
             arrived: 19_999,
             streams: 20_000,
             p50_ms: 123_456.0,
+            writing_ms: 0.0,
             p99_ms: 123_456.0,
             last_ms: 123_456.0,
             cpu_s: Some(123.0),
@@ -118,7 +167,17 @@ mod tests {
             bytes,
             resident_bytes: Some(12_345_678_901),
             peak_bytes: Some(12_345_678_901),
-            ..Default::default()
+            loads: Some(LoadFigures {
+                sent: 123_456_789,
+                received: Some(123_456_788),
+                left_out: Some(123_456_789),
+                clusters: 4096,
+                bytes: 123_456_789_000_000,
+                seconds: 60.0,
+                cpu_percent: Some(150.0),
+                idle_cpu_percent: Some(10.0),
+                resident_before_bytes: Some(1),
+            }),
         };
         let phases = vec![Phase::new("restart", vec![round])];
         let run = Run {

@@ -20,6 +20,7 @@ use crate::bench::proxies::Proxies;
 use crate::bench::report::Run;
 use crate::bench::stream::Shared;
 use crate::cli::signals::Signals;
+use crate::envoy::Admin;
 use crate::source::kubernetes;
 
 /// How long weir may take to read all objects.
@@ -37,6 +38,8 @@ pub(crate) struct World {
 struct Server {
     address: String,
     pid: Option<u32>,
+    /// Its admin port, if it was started for the bench.
+    admin: Option<Admin>,
     ready: Option<Duration>,
 }
 
@@ -79,6 +82,7 @@ impl World {
             proxies,
             shared,
             pid: server.pid,
+            admin: server.admin,
             progress: &|what: &str| progress.is(what),
         };
         let mut phases = Vec::new();
@@ -115,7 +119,7 @@ impl World {
             program: args.weir.clone().map_or_else(std::env::current_exe, Ok)?,
             source: Vec::new(),
             from_stdin: source == Source::Memory,
-            more: args.serve.clone(),
+            more: args.serve_flags(),
         };
         match source {
             Source::Memory => launch.source.push("--objects-from-stdin".to_owned()),
@@ -146,11 +150,12 @@ impl World {
         }
         if let Some(address) = &args.address {
             self.wait_for(address, args, mesh, shared, progress).await?;
-            return Ok(Server { address: address.clone(), pid: args.pid, ready: None });
+            let (address, pid) = (address.clone(), args.pid);
+            return Ok(Server { address, pid, admin: None, ready: None });
         }
         let (weir, input) = Weir::start(&launch)?;
         let weir = self.weir.insert(weir);
-        let (address, pid) = (weir.xds.to_string(), weir.id());
+        let (address, pid, admin) = (weir.xds.to_string(), weir.id(), Some(weir.admin.clone()));
         if let Some(input) = input {
             self.objects = Some(Objects::Memory(tokio::sync::Mutex::new(Box::new(input))));
             self.write_all(mesh, progress).await?;
@@ -158,7 +163,7 @@ impl World {
         progress.is("waiting for weir to be ready");
         let weir = self.weir.as_mut().context("weir was started")?;
         let ready = weir.ready(READY).await?;
-        Ok(Server { address, pid, ready: Some(ready) })
+        Ok(Server { address, pid, admin, ready: Some(ready) })
     }
 
     async fn write_all(&self, mesh: &Mesh, progress: &Progress) -> anyhow::Result<()> {
