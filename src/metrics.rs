@@ -1,8 +1,11 @@
 //! Prometheus metrics. Names are Istio's if the meaning is the same.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -147,6 +150,26 @@ struct ObservedLabels {
     result: &'static str,
 }
 
+/// A cluster of a weighted route, and where the route is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+pub(crate) struct WeightLabels {
+    /// The namespace of the VirtualService that has the hosts.
+    pub namespace: String,
+    /// Its name.
+    pub virtual_service: String,
+    /// The field of the route, like `spec.http[0]`, and the delegate that has it, if one does.
+    pub route: String,
+    /// The host of the cluster.
+    pub destination_service: String,
+    /// Its subset; empty for the whole service.
+    pub subset: String,
+    /// Its port.
+    pub port: u16,
+}
+
+/// Effective weights by cluster, from 0 to 1.
+pub(crate) type Weights = BTreeMap<WeightLabels, f64>;
+
 /// The metrics of a cluster of a weighted route.
 #[derive(Clone, Debug)]
 pub(crate) struct ClusterCounters([Counter; 3]);
@@ -164,6 +187,9 @@ impl ClusterCounters {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LoadMetrics {
     observed: Family<ObservedLabels, Counter>,
+    weights: Family<WeightLabels, Gauge<f64, AtomicU64>>,
+    /// The weights that are shown now.
+    shown: Arc<Mutex<Weights>>,
     /// The open streams.
     pub streams: Gauge,
     /// The reports that arrived.
@@ -186,6 +212,18 @@ impl LoadMetrics {
         }
     }
 
+    /// Shows these weights and no others.
+    pub(crate) fn show_weights(&self, weights: Weights) {
+        let mut shown = self.shown.lock();
+        for gone in shown.keys().filter(|labels| !weights.contains_key(*labels)) {
+            self.weights.remove(gone);
+        }
+        for (labels, weight) in &weights {
+            self.weights.get_or_create(labels).set(*weight);
+        }
+        *shown = weights;
+    }
+
     fn labels(name: &str) -> [ObservedLabels; 3] {
         let (port, subset, host) = destination_of(name).unwrap_or((0, "", name));
         ["issued", "success", "error"].map(|result| ObservedLabels {
@@ -202,6 +240,11 @@ impl LoadMetrics {
             "Requests that proxies report for the clusters of weighted routes: issued, and ended with success or error. \
              A retry is a request",
             self.observed.clone(),
+        );
+        registry.register(
+            "weir_effective_weight_ratio",
+            "The effective weight of each cluster of a weighted route, from 0 to 1",
+            self.weights.clone(),
         );
         registry.register(
             "weir_load_streams",
@@ -654,6 +697,33 @@ mod tests {
             .collect()
     }
 
+    fn weights(subsets: &[&str]) -> Weights {
+        let labels = subsets.iter().map(|subset| WeightLabels {
+            namespace: "shop".into(),
+            virtual_service: "web".into(),
+            route: "spec.http[0]".into(),
+            destination_service: "web.shop.svc.cluster.local".into(),
+            subset: (*subset).to_owned(),
+            port: 80,
+        });
+        labels.map(|labels| (labels, 0.5)).collect()
+    }
+
+    #[test]
+    fn a_weight_that_is_gone_is_not_shown() {
+        let metrics = Metrics::default();
+        for subsets in [&["v1", "v2"][..], &["v2", "v3"], &[]] {
+            metrics.load().show_weights(weights(subsets));
+            let text = metrics.text(CacheStats::default(), 1).unwrap();
+            let shown =
+                text.lines().filter(|line| line.starts_with("weir_effective_weight_ratio{"));
+            let shown: Vec<&str> = shown
+                .filter_map(|line| line.split("subset=\"").nth(1)?.split('"').next())
+                .collect();
+            assert_eq!(BTreeSet::from_iter(shown), subsets.iter().copied().collect(), "{text}");
+        }
+    }
+
     #[test]
     fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
         let metrics = Metrics::default();
@@ -664,6 +734,8 @@ mod tests {
         metrics.watch_age.get_or_create(&WatchLabel { resource: "pods".into() }).set(1.0);
         metrics.webhook().count(ReviewResult::Admitted);
         metrics.identity().identified("accepted");
+        metrics.load().cluster("outbound|80|v1|web");
+        metrics.load().show_weights(weights(&["v1"]));
         let text = metrics.text(CacheStats::default(), 1).unwrap();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
         let known: BTreeSet<&str> =

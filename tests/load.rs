@@ -117,6 +117,17 @@ async fn metric(weir: &Serve, subset: &str, result: &str) -> u64 {
     own.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
 }
 
+/// The effective weight of this subset in the metrics.
+async fn weight(weir: &Serve, subset: &str) -> Option<f64> {
+    let text = weir.admin().get("/metrics").await.unwrap();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let line = text.lines().find(|line| {
+        line.starts_with("weir_effective_weight_ratio{")
+            && line.contains(&format!("subset=\"{subset}\""))
+    });
+    line?.rsplit_once(' ')?.1.parse().ok()
+}
+
 #[tokio::test]
 async fn every_request_is_counted_once() {
     let canary = Canary::with(&[], &QUICK).await;
@@ -143,6 +154,8 @@ async fn every_request_is_counted_once() {
         assert_eq!(sum, sent, "{result}");
     }
     assert_eq!(metric(&canary.weir, "v2", "error").await, 0);
+    assert_eq!(weight(&canary.weir, "v1").await, Some(0.6));
+    assert_eq!(weight(&canary.weir, "v2").await, Some(0.4));
 }
 
 async fn weights_move(bootstrap: &[&str]) {

@@ -144,6 +144,9 @@ async fn ready(State(admin): State<Admin>, RawQuery(query): RawQuery) -> Respons
 
 async fn metrics(State(admin): State<Admin>) -> Response {
     admin.metrics.watches(&admin.sync.borrow());
+    if let Err(status) = admin.show_weights().await {
+        return (StatusCode::INTERNAL_SERVER_ERROR, status.message().to_owned()).into_response();
+    }
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     match admin.metrics.text(admin.snapshots.stats(), tasks) {
         Ok(text) => (

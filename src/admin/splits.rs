@@ -13,14 +13,19 @@ use super::api::v1;
 use super::grpc::{invalid, not_found};
 use crate::api::{Kind, ObjectKey};
 use crate::bootstrap::dns_label;
-use crate::load::LoadSettings;
 use crate::load::interval::{self, Interval, LEVEL, Proportion, TOLERANCE, Verdict};
+use crate::load::{LoadSettings, Named};
+use crate::metrics::{WeightLabels, Weights};
 use crate::replicas::{PeerReader, observed_at};
-use crate::status::{self, ObservedRoute, Requests, SplitReport};
+use crate::status::{self, ObservedRoute, Requests, SplitReport, State};
 use crate::timer::at;
+use crate::translate::{canonical_host, cluster_name};
 
 /// The shortest time between two updates for reports that arrived.
 const SHORTEST: Duration = Duration::from_millis(100);
+
+/// The maximum number of weights in the metrics.
+const MOST_WEIGHTS: usize = 1000;
 
 /// What another replica observed, or why it cannot be asked.
 type Answer = Result<BTreeMap<Place, v1::ObservedCounts>, String>;
@@ -48,6 +53,18 @@ impl Admin {
             splits
         });
         work.await.map_err(|error| Status::internal(error.to_string()))
+    }
+
+    /// Brings the effective weights in the metrics up to date.
+    pub(super) async fn show_weights(&self) -> Result<(), Status> {
+        let Some(load) = &self.load else {
+            return Ok(());
+        };
+        let (state, named) = (self.published.state(), load.named());
+        let work = tokio::task::spawn_blocking(move || weights(&state, &named));
+        let weights = work.await.map_err(|error| Status::internal(error.to_string()))?;
+        self.metrics.load().show_weights(weights);
+        Ok(())
     }
 
     /// The splits with what the proxies of all replicas reported.
@@ -156,6 +173,51 @@ impl Admin {
         }
         chosen(request, splits)
     }
+}
+
+/// The effective weights of the routes whose clusters all have counters of their own, in the order of their names, as many
+/// as the metrics may have. A destination without a port has one for each port of its service.
+fn weights(state: &State, named: &Named) -> Weights {
+    let mut found = Weights::new();
+    let Some(mesh) = &state.mesh else {
+        return found;
+    };
+    for split in status::splits(state, &[], "") {
+        let delegate = (split.defined_in != split.object).then_some(&split.defined_in);
+        let route = match delegate {
+            Some(key) => format!("{}/{} {}", key.namespace, key.name, split.field),
+            None => split.field,
+        };
+        let mut own = Weights::new();
+        let mut is_measured = true;
+        for share in split.shares {
+            let service = mesh.any_service(&share.host).map(|known| &*known.service);
+            let host = canonical_host(&share.host, service);
+            let given = u16::try_from(share.port).ok().filter(|port| *port > 0);
+            let all = service.into_iter().flat_map(|service| &service.ports);
+            let ports = match given {
+                Some(port) => vec![port],
+                None => all.map(|port| port.number).collect(),
+            };
+            for port in ports {
+                let name = cluster_name(port, &share.subset, host);
+                is_measured &= named.get(&name).is_some_and(|cluster| cluster.is_measured());
+                let labels = WeightLabels {
+                    namespace: split.object.namespace.to_string(),
+                    virtual_service: split.object.name.to_string(),
+                    route: route.clone(),
+                    destination_service: host.to_string(),
+                    subset: share.subset.clone(),
+                    port,
+                };
+                *own.entry(labels).or_default() += share.effective / 100.0;
+            }
+        }
+        if is_measured && found.len() + own.len() <= MOST_WEIGHTS {
+            found.extend(own);
+        }
+    }
+    found
 }
 
 /// The destination that a request names, of the splits of its VirtualService.

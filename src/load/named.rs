@@ -41,6 +41,11 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
+    /// Whether it has metrics of its own.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.counters.is_some()
+    }
+
     /// Adds to its metrics.
     pub(super) fn count(&self, counts: Counts) {
         if let Some(counters) = &self.counters {
