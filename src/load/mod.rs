@@ -367,7 +367,7 @@ impl Reporter {
             let stats = ClusterStats::read(bytes).map_err(|_| Refused::Malformed)?;
             longest = longest.max(stats.interval());
             let Some(counts) = stats.counts() else { continue };
-            let name = std::str::from_utf8(&stats.name).ok();
+            let name = std::str::from_utf8(stats.name).ok();
             if let Some(cluster) = name.and_then(|name| named.get(name)) {
                 cluster.count(counts);
                 clusters.push((cluster.id, counts));

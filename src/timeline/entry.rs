@@ -99,6 +99,8 @@ pub(crate) struct Note {
     pub revision: MeshRevision,
     /// For people: a clause that does not name the object.
     pub text: String,
+    /// When the first proxy ACKed it, if this tells that all have.
+    pub first_ack: Option<Timestamp>,
     /// When the source says that the version was written.
     pub written: Option<Timestamp>,
     /// Some of the proxies that it is about.
@@ -127,6 +129,7 @@ impl Note {
             generation: 0,
             revision: MeshRevision::NONE,
             text,
+            first_ack: None,
             written: None,
             proxies: Vec::new(),
             proxy_count: 0,

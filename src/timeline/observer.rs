@@ -380,7 +380,8 @@ fn step(
         return true;
     };
     open.told = Some(kind);
-    let note = Note { at, live, in_scope, ..of_object(state, object, kind, text) };
+    let first_ack = first.map(|(at, _)| at).filter(|_| kind == EntryKind::Acked);
+    let note = Note { at, live, in_scope, first_ack, ..of_object(state, object, kind, text) };
     notes.push(note);
     let is_done = matches!(kind, EntryKind::Acked | EntryKind::Unseen);
     if !is_done {

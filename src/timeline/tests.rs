@@ -192,6 +192,7 @@ fn the_acks_of_an_object_are_told_once_each_time_they_mean_something() {
         ]
     );
     assert_eq!((all[0].at, all[0].generation), (Some(at(13_000)), 1));
+    assert_eq!((first[0].first_ack, all[0].first_ack), (None, Some(at(1250))));
     assert!(!followed.observer.waits());
 }
 

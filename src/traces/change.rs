@@ -181,9 +181,7 @@ impl Change {
                 self.event("ACKed without what is held back", entry, vec![])
             }
             EntryKind::Acked => {
-                // A single proxy is the first and the last one.
-                let single = Some(at).filter(|_| note.in_scope == 1);
-                self.first_ack = self.first_ack.or(single);
+                self.first_ack = self.first_ack.or(note.first_ack);
                 return Some((Outcome::Live, at));
             }
             EntryKind::Unseen => return Some((Outcome::Unseen, published)),
@@ -290,7 +288,7 @@ impl Change {
         }
         if let Some(published) = published {
             let last = Some(end).filter(|_| outcome == Outcome::Live);
-            let first = self.first_ack.map(|at| at.min(end));
+            let first = self.first_ack.map(|at| at.clamp(published, end));
             for (name, at) in [("first ACK", first), ("last ACK", last)] {
                 let attributes = vec![revision.clone()];
                 spans.extend(at.map(|at| Span { attributes, ..between(name, published, at) }));

@@ -169,10 +169,24 @@ fn the_time_of_an_ack_that_was_before_the_change_does_not_make_it_end_before_it_
     history.written(100, 7);
     history.published(102, 21);
     // Nothing was to be sent: the last ACK of each proxy is an old one.
-    history.tell(EntryKind::Acked, 40, 21, |note| (note.live, note.in_scope) = (1, 1));
+    history.tell(EntryKind::Acked, 40, 21, |note| {
+        (note.live, note.in_scope, note.first_ack) = (2, 2, Some(at(30)));
+    });
     let trace = history.trace();
     assert_eq!(times(&trace)[0], ("change VirtualService", 100, 100));
     assert_eq!(outcome(&trace), "live");
+}
+
+#[test]
+fn the_first_ack_is_known_where_all_are_told_at_once() {
+    let mut history = History::new();
+    history.written(0, 7);
+    history.published(2, 21);
+    history.tell(EntryKind::Acked, 9, 21, |note| {
+        (note.live, note.in_scope, note.first_ack) = (3, 3, Some(at(4)));
+    });
+    let trace = history.trace();
+    assert_eq!(times(&trace)[2..], [("first ACK", 2, 4), ("last ACK", 2, 9)]);
 }
 
 #[test]
