@@ -19,7 +19,7 @@ use crate::metrics::{WeightLabels, Weights};
 use crate::replicas::{PeerReader, observed_at};
 use crate::status::{self, ObservedRoute, Requests, SplitReport, State};
 use crate::timer::at;
-use crate::translate::{canonical_host, cluster_name};
+use crate::translate::cluster_name;
 
 /// The shortest time between two updates for reports that arrived.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -191,14 +191,7 @@ fn weights(state: &State, named: &Named) -> Weights {
         let mut own = Weights::new();
         let mut is_measured = true;
         for share in split.shares {
-            let service = mesh.any_service(&share.host).map(|known| &*known.service);
-            let host = canonical_host(&share.host, service);
-            let given = u16::try_from(share.port).ok().filter(|port| *port > 0);
-            let all = service.into_iter().flat_map(|service| &service.ports);
-            let ports = match given {
-                Some(port) => vec![port],
-                None => all.map(|port| port.number).collect(),
-            };
+            let (host, ports) = status::host_and_ports(mesh, &share);
             for port in ports {
                 let name = cluster_name(port, &share.subset, host);
                 is_measured &= named.get(&name).is_some_and(|cluster| cluster.is_measured());

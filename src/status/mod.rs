@@ -14,7 +14,9 @@ pub(crate) use conditions::{Condition, ConditionStatus};
 pub(crate) use conditions::{
     Conditions, Liveness, PROGRAMMED, ReplicaAnswer, TYPES, conditions, liveness,
 };
-pub(crate) use observed::{ObservedRoute, OtherRoute, Requests, follow_weighted_routes, observe};
+pub(crate) use observed::{
+    ObservedRoute, OtherRoute, Requests, follow_weighted_routes, host_and_ports, observe,
+};
 pub(crate) use published::{ObjectVersion, Published, State};
 pub(crate) use report::{
     DestinationShare, ObjectReport, ObjectState, ProxyReport, SplitReport, Verdict, WeightedRoute,

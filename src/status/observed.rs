@@ -236,8 +236,12 @@ impl ObservedRoute {
     }
 }
 
-/// The names of the clusters of a destination: one, or one for each port of its service if it names none.
-fn clusters_of(mesh: &Mesh, share: &DestinationShare) -> Vec<String> {
+/// The host and the ports by which the clusters of a destination are named: the port that it names, or all of its
+/// service's.
+pub(crate) fn host_and_ports<'a>(
+    mesh: &'a Mesh,
+    share: &'a DestinationShare,
+) -> (&'a str, Vec<u16>) {
     let service = mesh.any_service(&share.host).map(|known| &*known.service);
     let host = canonical_host(&share.host, service);
     let given = u16::try_from(share.port).ok().filter(|port| *port > 0);
@@ -246,6 +250,12 @@ fn clusters_of(mesh: &Mesh, share: &DestinationShare) -> Vec<String> {
         (None, Some(service)) => service.ports.iter().map(|port| port.number).collect(),
         (None, None) => Vec::new(),
     };
+    (host, ports)
+}
+
+/// The names of the clusters of a destination.
+fn clusters_of(mesh: &Mesh, share: &DestinationShare) -> Vec<String> {
+    let (host, ports) = host_and_ports(mesh, share);
     ports.into_iter().map(|port| cluster_name(port, &share.subset, host)).collect()
 }
 
