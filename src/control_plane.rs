@@ -631,13 +631,14 @@ impl Engine {
             log_revision(revision, &dirty);
             let ours = dirty.iter().filter(|key| key.kind.is_of_istio()).chain(&affected);
             self.timeline.publish(timeline::published(ours, revision, &self.store));
-            if let Some(before) = self.published.state().mesh {
+            let before = self.published.state().mesh;
+            self.published.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
+            self.snapshots.publish(mesh.clone(), revision).await?;
+            self.revision.send_replace(revision);
+            if let Some(before) = before {
                 let notes = timeline::endpoints(&before, &mesh, revision, &self.store);
                 self.timeline.record(notes);
             }
-            self.published.publish(&mesh, revision, virtual_services, held, &dirty, &self.store);
-            self.snapshots.publish(mesh, revision).await?;
-            self.revision.send_replace(revision);
             self.timeline.started();
             self.ready.send_replace(true);
         }
@@ -666,18 +667,25 @@ impl Engine {
         for (ReportedHold { object, path, reason }, _) in &released {
             tracing::info!(%object, path, reason, "no longer holding back a change");
         }
-        let changes = held.iter().chain(&released).map(|(_, change)| *change);
-        let affected = changes.flat_map(|change| change.roots.iter().chain([&change.object]));
-        let affected = affected.cloned().collect();
+        let changes = held.iter().chain(&released).flat_map(|(_, change)| change.affected());
+        let objects = changes.cloned().collect();
+        // Which roots delegate to the object of a change may differ as well.
+        let (is, was) = (affected(&self.reported), affected(&before));
+        let places: BTreeSet<_> = is.keys().map(|(object, hold)| (object, hold.place())).collect();
         // One that is held back in another form is not released.
-        let released = released
-            .into_iter()
-            .filter(|(was, _)| !held.iter().any(|(is, _)| is.is_at_the_place_of(was)));
-        let released = timeline::released(released.map(|(_, change)| change), &self.store);
-        let held = timeline::held(held.into_iter().map(|(_, change)| change), &self.store);
+        let released = was.iter().filter(|((object, hold), _)| {
+            !is.contains_key(&(*object, *hold)) && !places.contains(&(object, hold.place()))
+        });
+        let released = timeline::released(
+            released.map(|((object, _), change)| (*object, *change)),
+            &self.store,
+        );
+        let held = is.iter().filter(|(at, _)| !was.contains_key(*at));
+        let held =
+            timeline::held(held.map(|((object, _), change)| (*object, *change)), &self.store);
         self.timeline.record(released.into_iter().chain(held));
         self.metrics.held(self.reported.len());
-        affected
+        objects
     }
 }
 
@@ -690,9 +698,19 @@ struct ReportedHold {
 }
 
 impl ReportedHold {
-    fn is_at_the_place_of(&self, other: &Self) -> bool {
-        (&self.object, &self.path) == (&other.object, &other.path)
+    fn place(&self) -> (&ObjectKey, &str) {
+        (&self.object, &self.path)
     }
+}
+
+/// The changes that are held back by each object that they affect.
+fn affected(
+    held: &BTreeMap<ReportedHold, HeldChange>,
+) -> BTreeMap<(&ObjectKey, &ReportedHold), &HeldChange> {
+    let all = held.iter().flat_map(|(hold, change)| {
+        change.affected().into_iter().map(move |object| ((object, hold), change))
+    });
+    all.collect()
 }
 
 impl From<&HeldChange> for ReportedHold {

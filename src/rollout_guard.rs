@@ -73,6 +73,11 @@ impl fmt::Display for HeldChange {
 }
 
 impl HeldChange {
+    /// The objects that it concerns: the one that contains it, and those that delegate to that.
+    pub(crate) fn affected(&self) -> BTreeSet<&ObjectKey> {
+        self.roots.iter().chain([&self.object]).collect()
+    }
+
     /// What is held back and until when.
     pub(crate) fn reason(&self) -> String {
         let Self { host, subset, value, .. } = self;
@@ -572,28 +577,36 @@ fn whole_percent(share: f64) -> i32 {
     (share * 100.0).round() as i32
 }
 
-/// Whether a destination has a ready endpoint, as far as that is known. `namespace` is that of the object that names it,
-/// `client` that of the proxies.
-pub(crate) fn is_ready(to: &Destination, namespace: &str, client: &str, mesh: &Mesh) -> bool {
+/// Whether a destination has a ready endpoint, as far as that is known.
+fn is_ready(to: &Destination, namespace: &str, client: &str, mesh: &Mesh) -> bool {
+    readiness(to, namespace, client, mesh).unwrap_or(true)
+}
+
+/// Whether a destination has a ready endpoint; `None` if there is no such service or subset, or if the service's
+/// endpoints are not known here. `namespace` is that of the object that names it, `client` that of the proxies.
+pub(crate) fn readiness(
+    to: &Destination,
+    namespace: &str,
+    client: &str,
+    mesh: &Mesh,
+) -> Option<bool> {
     let host = resolve(&to.host, namespace, &mesh.config.domain);
-    let Some(known) = mesh.any_service(&host) else {
-        return true;
-    };
+    let known = mesh.any_service(&host)?;
     if known.service.resolution != Resolution::Endpoints || known.service.alias_of.is_some() {
-        return true;
+        return None;
     }
     let number = crate::translate::destination_port(to, Some(&known.service), 0);
     let port = known.service.port(number).map(|port| &*port.name);
     if to.subset.is_empty() {
-        return has_ready(known, &Labels::new(), port);
+        return Some(has_ready(known, &Labels::new(), port));
     }
     let (config, service) = (&mesh.config, &known.service);
     let rules = &mesh.destination_rules;
     let rule =
         rules.find(&host, &service.namespace, &config.root_namespace, client, &Labels::new());
     // No proxy has a cluster for an undefined subset: the stream holds back its routes.
-    rule.and_then(|rule| rule.labels(&to.subset))
-        .is_none_or(|labels| has_ready(known, labels, port))
+    let labels = rule.and_then(|rule| rule.labels(&to.subset))?;
+    Some(has_ready(known, labels, port))
 }
 
 fn has_ready(known: &RegisteredService, labels: &Labels, port: Option<&str>) -> bool {

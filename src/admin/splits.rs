@@ -175,7 +175,7 @@ impl Admin {
     }
 }
 
-/// The effective weights of the routes whose clusters all have counters of their own, in the order of their names, as many
+/// The effective weights of the routes whose clusters all have counters and belong to no other route, in the order of their names, as many
 /// as the metrics may have. A destination without a port has one for each port of its service.
 fn weights(state: &State, named: &Named) -> Weights {
     let mut found = Weights::new();
@@ -186,12 +186,12 @@ fn weights(state: &State, named: &Named) -> Weights {
         let delegate = (split.defined_in != split.object).then_some(&split.defined_in);
         let route = match delegate {
             Some(key) => format!("{}/{} {}", key.namespace, key.name, split.field),
-            None => split.field,
+            None => split.field.clone(),
         };
         let mut own = Weights::new();
         let mut is_measured = true;
-        for share in split.shares {
-            let (host, ports) = status::host_and_ports(mesh, &share);
+        for share in &split.shares {
+            let (host, ports) = status::host_and_ports(mesh, share);
             for port in ports {
                 let name = cluster_name(port, &share.subset, host);
                 is_measured &= named.get(&name).is_some_and(|cluster| cluster.is_measured());
@@ -206,7 +206,9 @@ fn weights(state: &State, named: &Named) -> Weights {
                 *own.entry(labels).or_default() += share.effective / 100.0;
             }
         }
-        if is_measured && found.len() + own.len() <= MOST_WEIGHTS {
+        // The counters of shared clusters have the requests of other routes, too.
+        let has_room = found.len() + own.len() <= MOST_WEIGHTS;
+        if is_measured && has_room && !status::is_shared(mesh, &split) {
             found.extend(own);
         }
     }

@@ -12,6 +12,8 @@ pub struct MeshChange {
     /// Hosts of services and VirtualServices, including wildcards, whose clusters, endpoints or virtual hosts may
     /// differ for some proxy.
     pub hosts: BTreeSet<Host>,
+    /// Those of them that differ in more than their endpoints.
+    pub reshaped: BTreeSet<Host>,
     /// Ports whose listeners may differ for some proxy.
     pub ports: BTreeSet<u16>,
     /// Addresses whose endpoints changed, which may affect the inbound configuration of proxies there.
@@ -54,7 +56,8 @@ impl MeshChange {
                 change.ports.extend(ports(known, |class| class == PortClass::Other));
             }
         }
-        change.hosts.extend(reshaped);
+        change.hosts.extend(reshaped.iter().cloned());
+        change.reshaped = reshaped;
         change
     }
 

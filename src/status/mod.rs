@@ -15,7 +15,7 @@ pub(crate) use conditions::{
     Conditions, Liveness, PROGRAMMED, ReplicaAnswer, TYPES, conditions, liveness,
 };
 pub(crate) use observed::{
-    ObservedRoute, OtherRoute, Requests, follow_weighted_routes, host_and_ports, observe,
+    ObservedRoute, OtherRoute, Requests, follow_weighted_routes, host_and_ports, is_shared, observe,
 };
 pub(crate) use published::{ObjectVersion, Published, State};
 pub(crate) use report::{

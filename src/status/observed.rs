@@ -272,6 +272,12 @@ fn weighted_clusters(state: &State) -> BTreeSet<String> {
     shares.flat_map(|share| clusters_of(mesh, &share)).collect()
 }
 
+/// Whether other routes send requests to the clusters of this one as well.
+pub(crate) fn is_shared(mesh: &Mesh, split: &SplitReport) -> bool {
+    let clusters = split.shares.iter().flat_map(|share| clusters_of(mesh, share));
+    !sharing(mesh, split, &clusters.collect()).is_empty()
+}
+
 /// The other routes that send requests to some of these clusters.
 fn sharing(mesh: &Mesh, split: &SplitReport, clusters: &BTreeSet<String>) -> Vec<OtherRoute> {
     let mut found = BTreeSet::new();

@@ -114,11 +114,8 @@ impl Published {
         // Holding back or releasing a change alters the active state just as an edit does.
         let released = state.held.iter().filter(|change| !held.contains(change));
         let added = held.iter().filter(|change| !state.held.contains(change));
-        let objects: BTreeSet<ObjectKey> = released
-            .chain(added)
-            .flat_map(|change| change.roots.iter().chain([&change.object]))
-            .cloned()
-            .collect();
+        let objects: BTreeSet<ObjectKey> =
+            released.chain(added).flat_map(HeldChange::affected).cloned().collect();
         if !objects.is_empty() {
             let all = Arc::make_mut(&mut active).iter_mut();
             all.filter(|(key, _)| objects.contains(*key))

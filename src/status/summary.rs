@@ -1,6 +1,6 @@
 //! What one replica knows of every object: on how many of its proxies it is live, and on which it is not. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::published::{ObjectVersion, State};
@@ -61,9 +61,7 @@ impl Summarizer {
         let mut proxies = self.visible.by_viewpoint(mesh, connected);
         let mut held: BTreeMap<&ObjectKey, Vec<String>> = BTreeMap::new();
         for change in state.held.iter() {
-            let objects: BTreeSet<&ObjectKey> =
-                change.roots.iter().chain([&change.object]).collect();
-            for object in objects {
+            for object in change.affected() {
                 held.entry(object).or_default().push(change.to_string());
             }
         }

@@ -181,7 +181,7 @@ impl VisibleObjects {
             return;
         }
         let change = MeshChange::between(&before, mesh);
-        if change.hosts.len() >= self.seeing.len() {
+        if change.reshaped.len() >= self.seeing.len() {
             self.seeing.clear();
             return;
         }
@@ -197,7 +197,7 @@ impl VisibleObjects {
             rules.flat_map(|rule| &rule.keys).for_each(|key| drop(self.seeing.remove(key)));
         });
         // Which of the rules for a host applies depends on the service, and on the other rules for it.
-        for host in &change.hosts {
+        for host in &change.reshaped {
             for rule in
                 [&before, mesh].into_iter().flat_map(|mesh| mesh.destination_rules.all(host))
             {

@@ -1,13 +1,13 @@
 //! Destinations that lose their last ready endpoint. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::entry::{EntryKind, Note};
 use crate::api::{Destination, ObjectKey};
 use crate::mesh::{Mesh, VirtualService, diff};
 use crate::revision::MeshRevision;
-use crate::rollout_guard::is_ready;
+use crate::rollout_guard::readiness;
 use crate::store::Store;
 
 /// The entries for destinations that get requests and have lost their last ready endpoint between two states of the
@@ -22,37 +22,41 @@ pub(crate) fn endpoints(
     diff(&before.services, &after.services, |host, _, _| {
         routes.extend(after.virtual_services.routing_to(host).map(|rules| (&rules.key, rules)));
     });
-    let mut notes = Vec::new();
+    let mut notes = BTreeMap::new();
     for rules in routes.into_values().filter(|rules| rules.is_for_mesh() && !rules.hosts.is_empty())
     {
         // A version that is new says itself what it does.
         let Some(old) = before.virtual_services.get(&rules.key) else { continue };
-        let old = with_requests(old);
-        for to in with_requests(rules).into_iter().filter(|to| old.contains(to)) {
-            let ready = [before, after].map(|mesh| {
-                is_ready(to.destination, &to.object.namespace, rules.namespace(), mesh)
-            });
+        let old = (!Arc::ptr_eq(old, rules)).then(|| with_requests(old));
+        for to in with_requests(rules) {
+            if old.as_ref().is_some_and(|old| !old.contains(&to)) {
+                continue;
+            }
+            let (namespace, client) = (&to.object.namespace, rules.namespace());
+            let ready =
+                [before, after].map(|mesh| readiness(to.destination, namespace, client, mesh));
             let (kind, what) = match ready {
-                [true, false] => (EntryKind::NoEndpoints, "has no ready endpoint any more"),
-                [false, true] => (EntryKind::Endpoints, "has a ready endpoint again"),
+                [Some(true), Some(false)] => {
+                    (EntryKind::NoEndpoints, "has no ready endpoint any more")
+                }
+                [Some(false), Some(true)] => (EntryKind::Endpoints, "has a ready endpoint again"),
                 _ => continue,
             };
-            for object in [to.object, &rules.key] {
+            for object in BTreeSet::from([to.object, &rules.key]) {
                 let place = match object == to.object {
                     true => to.field.clone(),
                     false => format!("{}: {}", to.object, to.field),
                 };
                 let text = format!("{place}: {} {what}", to.name());
-                let entry = store.get(object);
-                let generation = entry.map_or(0, |entry| entry.object.meta.generation);
-                let note = Note { generation, revision, ..Note::of(object, kind, text) };
-                if !notes.contains(&note) {
-                    notes.push(note);
-                }
+                notes.insert((object, text), kind);
             }
         }
     }
-    notes
+    let notes = notes.into_iter().map(|((object, text), kind)| {
+        let generation = store.get(object).map_or(0, |entry| entry.object.meta.generation);
+        Note { generation, revision, ..Note::of(object, kind, text) }
+    });
+    notes.collect()
 }
 
 /// A destination that gets requests or connections.

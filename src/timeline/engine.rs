@@ -106,42 +106,38 @@ fn file(store: &Store, subject: &str, problems: &[LocatedProblem]) -> Option<Not
     }
 }
 
-/// The entries for changes that are held back from now on.
+/// The entries for changes that are held back from now on, with the object that each concerns.
 pub(crate) fn held<'a>(
-    changes: impl IntoIterator<Item = &'a HeldChange>,
+    changes: impl IntoIterator<Item = (&'a ObjectKey, &'a HeldChange)>,
     store: &Store,
 ) -> Vec<Note> {
     of_changes(changes, store, EntryKind::Held, "")
 }
 
-/// The entries for changes that are no longer held back.
+/// The entries for changes that are no longer held back, with the object that each concerned.
 pub(crate) fn released<'a>(
-    changes: impl IntoIterator<Item = &'a HeldChange>,
+    changes: impl IntoIterator<Item = (&'a ObjectKey, &'a HeldChange)>,
     store: &Store,
 ) -> Vec<Note> {
     of_changes(changes, store, EntryKind::Released, "no longer: ")
 }
 
 fn of_changes<'a>(
-    changes: impl IntoIterator<Item = &'a HeldChange>,
+    changes: impl IntoIterator<Item = (&'a ObjectKey, &'a HeldChange)>,
     store: &Store,
     kind: EntryKind,
     prefix: &str,
 ) -> Vec<Note> {
-    let mut notes = Vec::new();
-    for change in changes {
-        let objects: BTreeSet<&ObjectKey> = change.roots.iter().chain([&change.object]).collect();
-        for object in objects {
-            let place = match object == &change.object {
-                true => change.field.clone(),
-                false => format!("{}: {}", change.object, change.field),
-            };
-            let text = format!("{prefix}{place}: {}", change.reason());
-            let (generation, shares) = (generation(store, object), share(change));
-            notes.push(Note { generation, shares, place, ..Note::of(object, kind, text) });
-        }
-    }
-    notes
+    let notes = changes.into_iter().map(|(object, change)| {
+        let place = match object == &change.object {
+            true => change.field.clone(),
+            false => format!("{}: {}", change.object, change.field),
+        };
+        let text = format!("{prefix}{place}: {}", change.reason());
+        let (generation, shares) = (generation(store, object), share(change));
+        Note { generation, shares, place, ..Note::of(object, kind, text) }
+    });
+    notes.collect()
 }
 
 /// What is in force of a weight and what is held back.

@@ -109,14 +109,15 @@ fn what_is_held_back_is_told_of_the_object_and_of_those_that_delegate_to_it() {
         subset: "v2".to_owned(),
         value: HeldValue::Weight { wanted: 10, effective: 0 },
     };
-    let notes = held([&change], &world.store);
+    let affected = || change.affected().into_iter().map(|object| (object, &change));
+    let notes = held(affected(), &world.store);
     let texts: BTreeMap<_, _> =
         notes.iter().map(|note| (note.object.clone().unwrap(), &*note.text)).collect();
     let reason = "weight 10 for subset `v2` of web.shop.svc.cluster.local is held at 0 until one of its endpoints is ready";
     assert_eq!(texts[&web()], format!("spec.http[0].route[1]: {reason}"));
     assert!(texts[&root].starts_with("VirtualService shop/web: spec.http[0].route[1]: "));
     assert_eq!((notes[0].shares[0].before, notes[0].shares[0].after), (Some(0.0), Some(10.0)));
-    let released = released([&change], &world.store);
+    let released = released(affected(), &world.store);
     assert!(released[0].kind == EntryKind::Released && released[0].text.starts_with("no longer: "));
 }
 
@@ -369,8 +370,9 @@ fn a_destination_that_loses_its_last_ready_endpoint_is_told() {
     world.apply(slice(false));
     world.publish();
     let during = world.published.state().mesh.unwrap();
+    let store = world.store.clone();
     let told = |before: &Mesh, after: &Mesh| -> Vec<String> {
-        let notes = endpoints(before, after, world.revision, &world.store).into_iter();
+        let notes = endpoints(before, after, MeshRevision::NONE, &store).into_iter();
         notes.map(|note| format!("{:?} {:?} {}", note.kind, note.object, note.text)).collect()
     };
     // v2 has no weight, so it is not told of.
@@ -381,4 +383,12 @@ fn a_destination_that_loses_its_last_ready_endpoint_is_told() {
     assert_eq!(told(&before, &during), expected("NoEndpoints", "has no ready endpoint any more"));
     assert_eq!(told(&during, &before), expected("Endpoints", "has a ready endpoint again"));
     assert_eq!(told(&during, &during), [""; 0]);
+    // A service that is gone, or that is new and has none yet, neither lost nor got one.
+    world.delete(&ObjectKey::new(Kind::Service, "shop", "web"));
+    world.publish();
+    let gone = world.published.state().mesh.unwrap();
+    for (before, after) in [(&during, &gone), (&gone, &during), (&before, &gone), (&gone, &before)]
+    {
+        assert_eq!(told(before, after), [""; 0]);
+    }
 }

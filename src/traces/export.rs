@@ -179,6 +179,5 @@ fn is_temporary(status: &Status) -> bool {
                 | Code::OutOfRange
                 | Code::Unavailable
                 | Code::DataLoss
-                | Code::ResourceExhausted
         )
 }

@@ -100,7 +100,6 @@ impl Traces {
                     }
                 }
             }
-            EntryKind::Deleted => _ = self.holds.remove(object),
             _ => {}
         }
     }
@@ -149,7 +148,13 @@ impl Traces {
         open.map(|change| change.spans(Outcome::Stopped, now, &mut self.ids)).collect()
     }
 
-    /// How many changes have had no place since the last call.
+    /// Entries were lost: it is not known how the changes that are on their way ended, nor what is held back.
+    pub(super) fn lose(&mut self) {
+        self.left_out += std::mem::take(&mut self.open).len() as u64;
+        self.holds.clear();
+    }
+
+    /// How many changes have had no place, or were lost, since the last call.
     pub(super) fn take_left_out(&mut self) -> u64 {
         std::mem::take(&mut self.left_out)
     }

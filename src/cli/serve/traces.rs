@@ -14,11 +14,21 @@ pub(super) struct TracesArgs {
 
 impl TracesArgs {
     /// The options; `None` if no traces are exported. `pod` is the namespace and the name of weir's pod.
+    ///
+    /// # Errors
+    /// With the flag, it or a variable cannot be used. Without it the variables may be meant for other programs, so the
+    /// log says what is wrong with them.
     pub(super) fn options(
         &self,
         pod: Option<(&str, &str)>,
     ) -> anyhow::Result<Option<TraceOptions>> {
-        TraceOptions::read(self.otlp_endpoint.as_deref(), pod, |name| std::env::var(name).ok())
-            .map_err(crate::cli::usage)
+        let flag = self.otlp_endpoint.as_deref();
+        match TraceOptions::read(flag, pod, |name| std::env::var(name).ok()) {
+            Err(reason) if flag.is_none() => {
+                tracing::warn!(reason, "exporting no traces");
+                Ok(None)
+            }
+            options => options.map_err(crate::cli::usage),
+        }
     }
 }
