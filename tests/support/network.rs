@@ -81,7 +81,8 @@ fn is_inside_of(setup: &str, tools: &[&str], unshare: &[&str]) -> bool {
         .args(args)
         .args(["sh", "-c", setup])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
+        // One that is ignored runs because it was asked for.
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
         .env(INSIDE, "yes")
         .output()
         .unwrap();
@@ -89,6 +90,8 @@ fn is_inside_of(setup: &str, tools: &[&str], unshare: &[&str]) -> bool {
         [inside.stdout, inside.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(inside.status.success(), "{}\n{}", said[0], said[1]);
     assert!(said[0].contains("1 passed"), "{}", said[0]);
+    // Shown if the test fails, or if it is asked for what it prints.
+    println!("{}", said[0]);
     false
 }
 

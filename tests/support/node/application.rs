@@ -83,7 +83,7 @@ pub(crate) struct Latency {
 /// The image of the application. `test` is a test that begins with [`run_if_wanted`].
 pub(crate) fn image(test: &str) -> Image {
     let program = std::env::current_exe().expect("this program has a path");
-    let entrypoint = ["/application", "--exact", test, "--nocapture"];
+    let entrypoint = ["/application", "--exact", test, "--nocapture", "--include-ignored"];
     Image {
         program: (program, "/application".to_owned()),
         entrypoint: entrypoint.map(str::to_owned).to_vec(),
