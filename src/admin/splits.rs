@@ -175,8 +175,8 @@ impl Admin {
     }
 }
 
-/// The effective weights of the routes whose clusters all have counters and belong to no other route, in the order of their names, as many
-/// as the metrics may have. A destination without a port has one for each port of its service.
+/// The effective weights of the routes whose clusters all have counters and belong to no other route, in the order of their
+/// names, as many as the metrics may have. A destination without a port has a weight for each port of its service.
 fn weights(state: &State, named: &Named) -> Weights {
     let mut found = Weights::new();
     let Some(mesh) = &state.mesh else {

@@ -71,9 +71,9 @@ pub(crate) struct VisibleObjects {
 /// Where objects are found in a mesh; each part is made when it is needed first.
 #[derive(Debug, Default)]
 struct Index {
-    /// The VirtualServices that delegate to one.
+    /// The VirtualServices that delegate to each VirtualService.
     roots: Option<HashMap<ObjectKey, Vec<ObjectKey>>>,
-    /// The hosts of a DestinationRule.
+    /// The hosts of each DestinationRule.
     hosts: Option<HashMap<ObjectKey, BTreeSet<Host>>>,
 }
 
@@ -266,7 +266,7 @@ impl VisibleObjects {
 /// The proxies that see the same objects.
 #[derive(Debug, Default)]
 pub(crate) struct ProxyGroup<'a> {
-    /// They; none if there were some once.
+    /// At least one proxy.
     pub proxies: Vec<&'a ProxyStatus>,
     /// What all of them have ACKed; `None` if one of them has ACKed nothing.
     pub acked: Option<MeshRevision>,
