@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 pub(crate) use connection::{Connection, Exchange, Hold};
 pub(crate) use listener::{Protocol, serve, serve_tls};
 pub(crate) use pool::{Exhausted, Permit, Pool, Resource};
-pub(crate) use starts::{LONGEST as LONGEST_START, Starts};
+pub(crate) use starts::{Start, Starts};
 pub(crate) use turns::Turns;
 
 /// The memory cost of an open connection in bytes: the buffers and state of hyper and h2.

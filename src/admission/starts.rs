@@ -10,17 +10,27 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::Peer;
 
-/// How many streams may start at once. A start occupies a core for 10 ms to 0.3 s.
-const ALL: usize = 64;
+/// How many streams may start at once for each core. A start occupies a core for 10 ms to 0.3 s, and waits for its client
+/// between responses.
+const PER_CORE: usize = 8;
 
-/// How many streams of one peer may start at once: a peer whose streams do not progress holds up itself alone.
-const PEER: usize = 16;
+/// The limits of how many streams may start at once, whatever the number of cores.
+const FEWEST: usize = 16;
+const MOST: usize = 64;
 
-/// How long a stream may keep its place: a client that is slow or does not answer must not hold up others.
-pub(crate) const LONGEST: Duration = Duration::from_secs(3);
+/// Which part of the places one peer may have: a peer whose streams do not progress holds up itself alone.
+const PEER: usize = 4;
+
+/// How long a stream may keep its place without a request from its client: one that is slow or does not answer must not
+/// hold up others.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a stream may keep its place in all.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// The number of peers up to which those that have no stream any more are not looked for.
 const FEW: usize = 64;
@@ -29,6 +39,8 @@ const FEW: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Starts {
     all: Arc<Semaphore>,
+    /// How many places one peer may have.
+    each: usize,
     peers: Mutex<Peers>,
 }
 
@@ -43,28 +55,49 @@ struct Peers {
 #[derive(Debug)]
 pub(crate) struct Start {
     _places: [Option<OwnedSemaphorePermit>; 2],
+    begun: Instant,
+    due: Instant,
 }
 
 impl Default for Starts {
     fn default() -> Self {
-        let peers = Peers { places: HashMap::new(), clean_at: FEW };
-        Self { all: Arc::new(Semaphore::new(ALL)), peers: Mutex::new(peers) }
+        Self::new(std::thread::available_parallelism().map_or(1, usize::from))
     }
 }
 
 impl Starts {
+    /// The places that this number of cores can serve.
+    fn new(cores: usize) -> Self {
+        let all = cores.saturating_mul(PER_CORE).clamp(FEWEST, MOST);
+        let peers = Peers { places: HashMap::new(), clean_at: FEW };
+        Self { all: Arc::new(Semaphore::new(all)), each: all / PEER, peers: Mutex::new(peers) }
+    }
+
     /// Waits for a place: first among the streams of the same peer, then among all.
     pub(crate) async fn place(&self, peer: Peer) -> Start {
-        let own = self.peers.lock().places_of(peer);
+        let own = self.peers.lock().places_of(peer, self.each);
         // The semaphores are never closed, which is the only error.
         let own = own.acquire_owned().await.ok();
         let of_all = self.all.clone().acquire_owned().await.ok();
-        Start { _places: [own, of_all] }
+        let begun = Instant::now();
+        Start { _places: [own, of_all], begun, due: begun + PATIENCE }
+    }
+}
+
+impl Start {
+    /// The client sent a request at this time, so it may keep its place for longer.
+    pub(crate) fn progressed(&mut self, now: Instant) {
+        self.due = (now + PATIENCE).min(self.begun + LONGEST);
+    }
+
+    /// When the place is to be given back.
+    pub(crate) fn due(&self) -> Instant {
+        self.due
     }
 }
 
 impl Peers {
-    fn places_of(&mut self, peer: Peer) -> Arc<Semaphore> {
+    fn places_of(&mut self, peer: Peer, each: usize) -> Arc<Semaphore> {
         if let Some(places) = self.places.get(&peer).and_then(Weak::upgrade) {
             return places;
         }
@@ -72,7 +105,7 @@ impl Peers {
             self.places.retain(|_, places| places.strong_count() > 0);
             self.clean_at = (self.places.len() * 2).max(FEW);
         }
-        let places = Arc::new(Semaphore::new(PEER));
+        let places = Arc::new(Semaphore::new(each));
         self.places.insert(peer, Arc::downgrade(&places));
         places
     }
@@ -92,9 +125,9 @@ mod tests {
 
     #[test]
     fn a_peer_that_does_not_progress_leaves_places_for_others() {
-        let starts = Starts::default();
+        let starts = Starts::new(2);
         let held: Vec<_> =
-            (0..PEER).map(|_| starts.place(peer(1)).now_or_never().unwrap()).collect();
+            (0..starts.each).map(|_| starts.place(peer(1)).now_or_never().unwrap()).collect();
         assert!(starts.place(peer(1)).now_or_never().is_none());
         assert!(starts.place(peer(2)).now_or_never().is_some());
         drop(held);
@@ -103,9 +136,9 @@ mod tests {
 
     #[test]
     fn no_more_than_all_places_are_taken_and_who_gave_up_takes_none() {
-        let starts = Starts::default();
-        let mut held: Vec<_> = (0..ALL)
-            .map(|n| starts.place(peer((n / PEER) as u8)).now_or_never().unwrap())
+        let starts = Starts::new(2);
+        let mut held: Vec<_> = (0..16)
+            .map(|n| starts.place(peer((n / starts.each) as u8)).now_or_never().unwrap())
             .collect();
         let mut gone = Box::pin(starts.place(peer(9)));
         let mut stays = Box::pin(starts.place(peer(9)));
@@ -116,8 +149,28 @@ mod tests {
     }
 
     #[test]
+    fn places_follow_the_number_of_cores() {
+        for (cores, all) in [(0, 16), (1, 16), (2, 16), (3, 24), (8, 64), (usize::MAX, 64)] {
+            let starts = Starts::new(cores);
+            assert_eq!(starts.all.available_permits(), all, "{cores}");
+            assert_eq!(starts.each, all / 4);
+        }
+    }
+
+    #[test]
+    fn a_stream_keeps_its_place_as_long_as_its_client_answers_and_no_longer_than_the_limit() {
+        let mut start = Starts::new(2).place(peer(1)).now_or_never().unwrap();
+        let begun = start.begun;
+        assert_eq!(start.due(), begun + PATIENCE);
+        for (after, due) in [(2, 5), (5, 8), (13, 15), (15, 15), (20, 15)] {
+            start.progressed(begun + Duration::from_secs(after));
+            assert_eq!(start.due(), begun + Duration::from_secs(due), "{after}");
+        }
+    }
+
+    #[test]
     fn peers_without_a_stream_are_forgotten() {
-        let starts = Starts::default();
+        let starts = Starts::new(2);
         for a in 0..=255 {
             for b in 0..=255 {
                 let peer = Peer::from(IpAddr::from([10, 0, a, b]));

@@ -56,8 +56,8 @@ pub(super) struct Requests<M> {
     buffer: BytesMut,
     /// A complete message that waits for the memory to decode it, and the number of bytes it needs.
     complete: Option<(Bytes, usize)>,
-    /// When the message that is being received began.
-    began: Option<Instant>,
+    /// The time of the message that is being received.
+    clock: Option<Clock>,
     /// The bytes charged to the peer for the data received.
     settled: usize,
     hold: Option<Hold>,
@@ -71,7 +71,7 @@ impl<M: Message + Default> Requests<M> {
             exchange,
             buffer: BytesMut::new(),
             complete: None,
-            began: None,
+            clock: None,
             settled: 0,
             hold: None,
             message: PhantomData,
@@ -87,11 +87,11 @@ impl<M: Message + Default> Requests<M> {
             {
                 let takes = message.len() * COPIES + count_fields(&message)? * FIELD;
                 self.complete = Some((message, takes));
-                self.began = None;
+                self.clock = None;
             }
             if let Some((_, takes)) = self.complete {
                 self.charge_before_due(takes).await?;
-                self.began = None;
+                self.clock = None;
             }
             if let Some((message, _)) = self.complete.take() {
                 let decoded = M::decode(message);
@@ -122,29 +122,32 @@ impl<M: Message + Default> Requests<M> {
                 return Ok(false);
             }
         }
+        self.charge_before_due(self.buffer.capacity()).await?;
+        // The rest is received when the stream gets a place, which may take longer than a message may.
+        self.clock = None;
         Ok(true)
     }
 
-    /// Gives a long message its whole buffer at once: a buffer that grows by doubling is copied each time, and the freed
-    /// copies stay resident for a while.
+    /// Charges the peer for what is received, and gives a long message its whole buffer at once: a buffer that grows by
+    /// doubling is copied each time, and the freed copies stay resident for a while.
     async fn make_room(&mut self) -> Result<(), Status> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
         let length = self.length().filter(|length| *length <= MAX_REQUEST);
         let room = length.map_or(0, |length| length + PREFIX);
-        if self.buffer.capacity() < room {
-            self.charge_before_due(room).await?;
-            self.buffer.reserve(room - self.buffer.len());
-        }
+        self.charge_before_due(room.max(self.buffer.capacity())).await?;
+        self.buffer.reserve(room.saturating_sub(self.buffer.len()));
         Ok(())
     }
 
-    /// Reads the next part of the body. Returns whether there was one.
+    /// Reads the next part of the body, which the caller charges the peer for. Returns whether there was one.
     async fn more(&mut self) -> Result<bool, Status> {
         let Some(frame) = self.frame().await? else {
             return Ok(false);
         };
         if let Ok(data) = frame?.into_data() {
             self.buffer.extend_from_slice(&data);
-            self.charge(self.buffer.capacity())?;
         }
         Ok(true)
     }
@@ -180,8 +183,8 @@ impl<M: Message + Default> Requests<M> {
         if all <= FREE {
             return self.charge(bytes);
         }
-        let began = *self.began.get_or_insert_with(Instant::now);
-        let due = began + self.exchange.limits().message;
+        let clock = self.clock.get_or_insert_with(|| Clock::new(Instant::now()));
+        let due = clock.began + self.exchange.limits().message;
         self.hold()?.resize_before(all, due).await.map_err(exhausted)?;
         self.exchange.memory_free().await.map_err(exhausted)
     }
@@ -192,8 +195,10 @@ impl<M: Message + Default> Requests<M> {
             return Ok(self.body.frame().await);
         }
         let (length, now) = (self.length().unwrap_or(0), Instant::now());
-        let began = *self.began.get_or_insert(now);
-        let due = due(self.exchange.limits(), length, began, now);
+        let clock = self.clock.get_or_insert(Clock::new(now));
+        clock.resume(now);
+        let due = due(self.exchange.limits(), length, clock.began, now);
+        let _wait = Wait(clock);
         tokio::time::timeout_at(due, self.body.frame()).await.map_err(|_| {
             Status::deadline_exceeded(format!(
                 "a request of {length} bytes was not complete in time"
@@ -228,6 +233,43 @@ impl<M: Message + Default> Requests<M> {
         }
         self.buffer.advance(PREFIX);
         Ok(Some(self.buffer.split_to(length).freeze()))
+    }
+}
+
+/// The time that a message takes, without the time in which nobody waits for its parts: a stream does not read while it
+/// sends a long response, which is no fault of the client.
+#[derive(Debug)]
+struct Clock {
+    /// When it began, later by the time in which nobody waited.
+    began: Instant,
+    /// Since when nobody waits.
+    paused: Option<Instant>,
+}
+
+impl Clock {
+    fn new(now: Instant) -> Self {
+        Self { began: now, paused: None }
+    }
+
+    /// Nobody waits any more.
+    fn pause(&mut self, now: Instant) {
+        self.paused = Some(now);
+    }
+
+    /// Somebody waits again.
+    fn resume(&mut self, now: Instant) {
+        if let Some(paused) = self.paused.take() {
+            self.began += now.saturating_duration_since(paused);
+        }
+    }
+}
+
+/// A wait for a part of a message, until it is dropped.
+struct Wait<'a>(&'a mut Clock);
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        self.0.pause(Instant::now());
     }
 }
 
@@ -355,6 +397,9 @@ fn trailers(status: Status) -> HeaderMap {
 mod tests {
     use super::*;
     use envoy_types::pb::envoy::service::discovery::v3::DiscoveryRequest;
+    use std::time::Duration;
+
+    use futures::{FutureExt, StreamExt};
     use http_body_util::{Full, StreamBody};
 
     fn framed(message: &DiscoveryRequest) -> Vec<u8> {
@@ -363,6 +408,10 @@ mod tests {
         out.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
         out.extend(bytes);
         out
+    }
+
+    fn part(bytes: &[u8]) -> Result<http_body::Frame<Bytes>, Infallible> {
+        Ok(http_body::Frame::data(Bytes::copy_from_slice(bytes)))
     }
 
     fn request(name: &str) -> DiscoveryRequest {
@@ -390,12 +439,7 @@ mod tests {
         let bytes: Vec<u8> =
             ["a", "bb", ""].iter().flat_map(|name| framed(&request(name))).collect();
         for size in [1, 3, 7, bytes.len()] {
-            let pieces: Vec<_> = bytes
-                .chunks(size)
-                .map(|piece| {
-                    Ok::<_, Infallible>(http_body::Frame::data(Bytes::copy_from_slice(piece)))
-                })
-                .collect();
+            let pieces: Vec<_> = bytes.chunks(size).map(part).collect();
             let (found, error) =
                 all(Body::new(StreamBody::new(futures::stream::iter(pieces)))).await;
             assert_eq!(found, ["a", "bb", ""], "in pieces of {size}");
@@ -430,6 +474,29 @@ mod tests {
         assert_eq!(due(&limits, length, began, late), late + part);
         let last = began + within * LATENESS;
         assert_eq!(due(&limits, length, began, last), last);
+    }
+
+    #[test]
+    fn the_time_in_which_nobody_waits_for_a_message_does_not_count() {
+        let begun = Instant::now();
+        let mut clock = Clock::new(begun);
+        clock.resume(begun);
+        clock.pause(begun + Duration::from_secs(2));
+        clock.resume(begun + Duration::from_secs(50));
+        assert_eq!(clock.began, begun + Duration::from_secs(48));
+        // Without a pause in between, time goes on.
+        clock.resume(begun + Duration::from_secs(60));
+        assert_eq!(clock.began, begun + Duration::from_secs(48));
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_given_up_pauses_the_time_of_the_message() {
+        let bytes = framed(&request("split"));
+        let body = futures::stream::iter([part(&bytes[..7])]).chain(futures::stream::pending());
+        let body = Body::new(StreamBody::new(body));
+        let mut requests = Requests::<DiscoveryRequest>::new(body, exchange());
+        assert!(requests.next().now_or_never().is_none());
+        assert!(requests.clock.is_some_and(|clock| clock.paused.is_some()));
     }
 
     #[tokio::test]

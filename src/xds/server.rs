@@ -29,7 +29,7 @@ use super::grpc::Requests;
 use super::load::LoadReporting;
 use super::node::read_node;
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
-use crate::admission::{self, Admission, Exchange, LONGEST_START, Limits, Protocol, Starts, Turns};
+use crate::admission::{self, Admission, Exchange, Limits, Protocol, Start, Starts, Turns};
 use crate::ca::{CertificateAuthority, CertificateService};
 use crate::identity::TokenReviewer;
 use crate::load::Loads;
@@ -350,12 +350,14 @@ impl StreamTask<'_> {
         let mut presence =
             loads.map(|loads| loads.connected(&served.status.id, &served.status.proxy));
         let (mut request, mut start) = (Some(first), Some(start));
-        let start_ends = tokio::time::Instant::now() + LONGEST_START;
         let mut leave_at: Option<tokio::time::Instant> = None;
         let mut token_lost = pin!(self.client.token_lost(served.token_expires));
         loop {
             if let Some(message) = request.take() {
                 self.handle_request(&mut served, message)?;
+                if let Some(start) = start.as_mut() {
+                    start.progressed(tokio::time::Instant::now());
+                }
             }
             if !self.respond(&mut served).await? {
                 return Ok(());
@@ -381,7 +383,7 @@ impl StreamTask<'_> {
                 }
                 () = served.beside.changed() => {}
                 () = wake => {}
-                () = at(start.is_some().then_some(start_ends)) => start = None,
+                () = at(start.as_ref().map(Start::due)) => start = None,
                 () = self.client.exchange.over() => return Err(self.client.revoked()),
                 () = self.client.gate.closing.cancelled(), if leave_at.is_none() => {
                     leave_at = Some(self.client.leave_at());
