@@ -132,11 +132,20 @@ impl Page {
     fn begin(&self, timeline: &v1::Timeline) -> String {
         let whole = timeline.whole_since.as_ref().map(time).unwrap_or_default();
         let line = format!("{whole}  whole since then, as replica {} saw it", timeline.replica);
-        format!("{}\n{}", self.painted(&line, DIM), self.lines(timeline))
+        // Versions are kept for longer than conditions that come and go, so there may be some from before.
+        let since = timeline.whole_since.as_ref().map(instant);
+        let (before, after): (Vec<_>, Vec<_>) =
+            timeline.entries.iter().partition(|entry| entry.time.as_ref().map(instant) < since);
+        let [before, after] = [before, after].map(|entries| self.entries(entries));
+        format!("{before}{}\n{after}", self.painted(&line, DIM))
     }
 
     fn lines(&self, timeline: &v1::Timeline) -> String {
-        timeline.entries.iter().map(|entry| self.entry(entry)).collect()
+        self.entries(&timeline.entries)
+    }
+
+    fn entries<'a>(&self, entries: impl IntoIterator<Item = &'a v1::TimelineEntry>) -> String {
+        entries.into_iter().map(|entry| self.entry(entry)).collect()
     }
 
     fn entry(&self, entry: &v1::TimelineEntry) -> String {
@@ -273,6 +282,11 @@ fn time(time: &envoy_types::pb::google::protobuf::Timestamp) -> String {
     Timestamp::new(time.seconds, time.nanos).map(time_of).unwrap_or_default()
 }
 
+/// For comparing.
+fn instant(time: &envoy_types::pb::google::protobuf::Timestamp) -> (i64, i32) {
+    (time.seconds, time.nanos)
+}
+
 fn time_of(time: Timestamp) -> String {
     format!("{time:.3}")
 }
@@ -343,6 +357,22 @@ mod tests {
         assert!(long.lines().count() > 1 && long.lines().all(|line| line.len() <= 100), "{long}");
         assert!(long.contains("NACKed       VirtualService shop/web: word"), "{long}");
         assert!(long.lines().skip(1).all(|line| line.starts_with(&" ".repeat(39))), "{long}");
+    }
+
+    #[test]
+    fn entries_from_before_the_whole_part_stand_above_the_line_that_says_so() {
+        let mut entries =
+            [Kind::Accepted, Kind::NoEndpoints, Kind::Endpoints].map(|kind| entry(kind, "text"));
+        for (seconds, entry) in (1_768_014_720..).zip(&mut entries) {
+            entry.time = Some(protobuf::Timestamp { seconds, nanos: 0 });
+        }
+        let whole_since = entries[1].time;
+        let entries = entries.to_vec();
+        let timeline = v1::Timeline { whole_since, entries, ..Default::default() };
+        let text = page(false).begin(&timeline);
+        let words: Vec<_> =
+            text.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
+        assert_eq!(words, ["accepted", "whole", "no", "endpoint"], "{text}");
     }
 
     #[test]

@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::entry::{Entry, Note};
+use super::entry::{Entry, EntryKind, Note};
 use crate::api::ObjectKey;
 
-/// The most entries of one object, and of those that concern all.
-const PER_OBJECT: usize = 250;
+/// The most entries about the versions of one object, and about all objects.
+const VERSIONS: usize = 150;
+
+/// The most entries about conditions of one object, and of all: a pod that crashes again and again must not push out what
+/// tells about the versions.
+const CONDITIONS: usize = 100;
 
 /// The most objects.
 const OBJECTS: usize = 20_000;
@@ -45,9 +49,24 @@ pub(crate) struct Reading {
 /// The numbers of the entries of an object.
 #[derive(Debug)]
 struct List {
-    numbers: VecDeque<u64>,
+    versions: VecDeque<u64>,
+    conditions: VecDeque<u64>,
     /// From when on nothing is missing.
     whole_since: Timestamp,
+}
+
+impl List {
+    /// The numbers of the entries that an entry of this kind competes with, and how many there may be.
+    fn of(&mut self, kind: EntryKind) -> (&mut VecDeque<u64>, usize) {
+        match kind.is_condition() {
+            true => (&mut self.conditions, CONDITIONS),
+            false => (&mut self.versions, VERSIONS),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.versions.is_empty() && self.conditions.is_empty()
+    }
 }
 
 /// The ring.
@@ -87,11 +106,11 @@ impl Ring {
         let (forgotten, used) = (self.forgotten, &mut self.used);
         let list = self.lists.entry(key).or_insert_with(|| {
             *used += LIST;
-            List { numbers: VecDeque::new(), whole_since: forgotten }
+            List { versions: VecDeque::new(), conditions: VecDeque::new(), whole_since: forgotten }
         });
-        list.numbers.push_back(number);
-        let overflow =
-            if list.numbers.len() > PER_OBJECT { list.numbers.front().copied() } else { None };
+        let (numbers, most) = list.of(note.kind);
+        numbers.push_back(number);
+        let overflow = numbers.front().copied().filter(|_| numbers.len() > most);
         self.entries.insert(number, Arc::new(Entry { number, at, note }));
         self.used += size;
         if let Some(oldest) = overflow {
@@ -105,16 +124,16 @@ impl Ring {
         }
     }
 
-    /// Removes the oldest entry of an object.
+    /// Removes an entry, the oldest of its object or of its object's entries of that kind.
     fn remove(&mut self, number: u64) {
         let Some(entry) = self.entries.remove(&number) else { return };
         self.used = self.used.saturating_sub(entry.note.size() + PLACES);
         self.whole_since = self.whole_since.max(entry.at);
         let key = &entry.note.object;
         let Some(list) = self.lists.get_mut(key) else { return };
-        list.numbers.pop_front();
+        list.of(entry.note.kind).0.pop_front();
         list.whole_since = list.whole_since.max(entry.at);
-        if list.numbers.is_empty() {
+        if list.is_empty() {
             self.forgotten = self.forgotten.max(list.whole_since);
             self.lists.remove(key);
             self.used = self.used.saturating_sub(LIST);
@@ -127,7 +146,7 @@ impl Ring {
             Of::Object(key) => {
                 let lists = [Some(key.clone()), None];
                 let numbers = lists.iter().filter_map(|key| self.lists.get(key));
-                let numbers = numbers.flat_map(|list| &list.numbers);
+                let numbers = numbers.flat_map(|list| list.versions.iter().chain(&list.conditions));
                 let newer = numbers.filter(|number| **number > after);
                 newer.filter_map(|number| self.entries.get(number).cloned()).collect()
             }
@@ -166,7 +185,6 @@ impl Ring {
 mod tests {
     use std::time::Duration;
 
-    use super::super::entry::EntryKind;
     use super::*;
     use crate::api::Kind;
 
@@ -190,17 +208,31 @@ mod tests {
     fn an_object_keeps_its_newest_entries_and_says_from_when_on_they_are_whole() {
         let mut ring = Ring::new(usize::MAX, at(0));
         ring.push(note(0, "quiet"), at(1));
-        for n in 0..PER_OBJECT + 3 {
+        for n in 0..VERSIONS + 3 {
             ring.push(note(1, &n.to_string()), at(10 + n as u64));
         }
         let busy = ring.read(&Of::Object(key(1)), 0);
-        assert_eq!((busy.entries.len(), busy.whole_since), (PER_OBJECT, at(12)));
+        assert_eq!((busy.entries.len(), busy.whole_since), (VERSIONS, at(12)));
         assert_eq!(busy.entries[0].note.text, "3");
         // Another object's list is whole, and so is that of one without entries.
         for name in [0, 7] {
             assert_eq!(ring.read(&Of::Object(key(name)), 0).whole_since, at(0), "{name}");
         }
         assert_eq!(ring.read(&Of::All, 0).whole_since, at(12));
+    }
+
+    #[test]
+    fn conditions_that_come_and_go_leave_the_versions_in_place() {
+        let mut ring = Ring::new(usize::MAX, at(0));
+        ring.push(note(1, "version"), at(1));
+        for n in 0..1000 {
+            let kind = [EntryKind::NoEndpoints, EntryKind::Endpoints][n % 2];
+            ring.push(Note::of(&key(1), kind, n.to_string()), at(10 + n as u64));
+        }
+        let read = ring.read(&Of::Object(key(1)), 0);
+        assert_eq!((read.entries.len(), read.whole_since), (1 + CONDITIONS, at(909)));
+        assert_eq!(read.entries[0].note.text, "version");
+        assert_eq!((&*read.entries[1].note.text, &*read.entries[100].note.text), ("900", "999"));
     }
 
     #[test]
