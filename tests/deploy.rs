@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::helm::helm;
 use crate::support::kube::KubeCluster;
@@ -142,9 +142,9 @@ impl Weir {
 
 /// Replaces the rules of weir's Role, and waits until the API server applies them.
 async fn allow_leases(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
-    let rules = serde_json::json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]);
-    let patch =
-        serde_json::json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
+    let rules =
+        json!([{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": verbs}]);
+    let patch = json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
     cluster.kubectl_ok(&[
         "-n",
         "weir-system",
@@ -167,15 +167,14 @@ async fn allow_leases(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
 
 /// Replaces the rules of weir's ClusterRole, and waits until the API server applies them.
 async fn allow(cluster: &KubeCluster, account: &Path, verbs: &[&str]) {
-    let rule = |group: &str, resources: &[&str], verbs: &[&str]| serde_json::json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
-    let rules = serde_json::json!([
+    let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
+    let rules = json!([
         rule("", &["*"], verbs),
         rule("discovery.k8s.io", &["*"], verbs),
         rule("networking.istio.io", &["*"], verbs),
         rule("security.istio.io", &["*"], verbs)
     ]);
-    let patch =
-        serde_json::json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
+    let patch = json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
     cluster.kubectl_ok(&["patch", "clusterrole", "weir", "--type=json", "-p", &patch]);
     let account = account.to_str().expect("UTF-8");
     for verb in ["list", "watch", "get", "patch"] {
@@ -300,7 +299,7 @@ async fn allow_verb(
     // A rule needs a verb.
     verbs.push(if allowed { verb } else { "deletecollection" });
     let path = format!("/rules/{rule}/verbs");
-    let patch = serde_json::json!([{"op": "replace", "path": path, "value": verbs}]).to_string();
+    let patch = json!([{"op": "replace", "path": path, "value": verbs}]).to_string();
     cluster.kubectl_ok(&[role, &["--type=json", "-p", &patch]].concat());
     let account = account.to_str().expect("UTF-8");
     let object = match (role.contains(&"clusterrole"), verb) {
@@ -484,7 +483,13 @@ fn what_the_chart_renders_fits_a_cluster() {
                   networkPolicy.adminFromNamespaces={monitoring},networkPolicy.webhookFrom={10.0.0.0/28},\
                   webhook.failurePolicy=Fail,podDisruptionBudget.minAvailable=50%";
     let selectors = "serve.discoverySelectors[0]=team in (a\\,b)";
-    let args = ["-n", "weir-system", "--set", values, "--set", selectors];
+    let more = json!({
+        "extraEnv": [{"name": "OTEL_EXPORTER_OTLP_CERTIFICATE", "value": "/roots/ca.crt"}],
+        "extraVolumes": [{"name": "roots", "configMap": {"name": "collector"}}],
+        "extraVolumeMounts": [{"name": "roots", "mountPath": "/roots", "readOnly": true}],
+    });
+    let more = format!("serve={more}");
+    let args = ["-n", "weir-system", "--set-json", &more, "--set", values, "--set", selectors];
     let Some(chart) = rendered(test, &args) else {
         return;
     };
@@ -492,11 +497,14 @@ fn what_the_chart_renders_fits_a_cluster() {
     let file = folder.path().join("chart.yaml");
     std::fs::write(&file, chart).unwrap();
     cluster.kubectl_ok(&["apply", "--validate=strict", "-f", file.to_str().unwrap()]);
-    let path = "jsonpath={.spec.template.spec.containers[0]['image', 'args']}";
-    let found = cluster.kubectl_ok(&["get", "deployment", "weir", "-n", "weir-system", "-o", path]);
+    let get = ["get", "deployment", "weir", "-n", "weir-system", "-o"];
+    let container = "{.spec.template.spec.containers[0]";
+    let path =
+        format!("jsonpath={container}['image', 'args']}} {container}.volumeMounts[0].mountPath}}");
+    let found = cluster.kubectl_ok(&[&get[..], &[&path]].concat());
     assert_eq!(
         found,
-        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--xds-listen=[::]:15010","--webhook=on","--injection=on","--identity=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"]"#
+        r#"registry.example/weir:1.2.3 ["serve","--replicas-service=weir-replicas","--gates-listen=[::]:15018","--xds-listen=[::]:15010","--webhook=on","--injection=on","--identity=on","--revision=weir","--discovery-selector=team in (a,b)","--outbound-policy=registry-only"] /roots"#
     );
 }
 
@@ -513,6 +521,9 @@ fn the_chart_refuses_values_that_mean_nothing() {
         "injection.timeoutSeconds=1",
         "networkPolicy.webhookFrom={everywhere}",
         "serve.onlyNamespace=true,serve.discoverySelectors={a=b}",
+        "serve.extraEnv[0].value=nameless",
+        "serve.extraEnv[0].name=POD_NAME",
+        "serve.extraVolumeMounts[0].name=nowhere",
     ] {
         let args = [&CHART[..], &["-n", "weir-system", "--set", wrong]].concat();
         let Some(output) = helm("the_chart_refuses_values_that_mean_nothing", &args) else {

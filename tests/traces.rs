@@ -17,9 +17,11 @@ use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Identity, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 use crate::support::ads::{Ask, CDS, Client, EDS, LDS, RDS, Variant, ask, connect};
+use crate::support::certs::Certificates;
 use crate::support::mesh::{DEADLINE, Objects, Serve, route_yaml, until};
 use crate::support::process::free_port;
 
@@ -56,12 +58,26 @@ impl TraceService for Service {
 
 impl Collector {
     async fn start(port: u16) -> Self {
+        Self::of(tonic::transport::Server::builder(), port).await
+    }
+
+    /// One with TLS. Its certificate is for `localhost`.
+    async fn start_with_tls(certificates: &Certificates) -> Self {
+        let identity = Identity::from_pem(
+            certificates.text("collector.pem"),
+            certificates.text("collector-key.pem"),
+        );
+        let tls = ServerTlsConfig::new().identity(identity);
+        Self::of(tonic::transport::Server::builder().tls_config(tls).unwrap(), 0).await
+    }
+
+    async fn of(mut server: tonic::transport::Server, port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, received) = mpsc::unbounded_channel();
         let refusal = Arc::<Mutex<Option<Status>>>::default();
         let service = Service { received: sender, refusal: refusal.clone() };
-        let server = tonic::transport::Server::builder()
+        let server = server
             .add_service(TraceServiceServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener));
         // Ends with the runtime of the test.
@@ -258,6 +274,30 @@ async fn a_collector_that_is_down_or_refuses_does_no_harm_and_is_told_once() {
     let what = value(&spans(&received)[0].attributes, "weir.change");
     assert_eq!(what, "spec.http[0]: v1 70 -> 60 %, v2 30 -> 40 %");
     assert_eq!((weir.counted("dropped").await, weir.log(FAILS)), (dropped, 2));
+}
+
+#[tokio::test]
+async fn a_collector_with_tls_gets_traces_only_if_its_certificate_is_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let certificates = Certificates::make(folder.path());
+    let mut collector = Collector::start_with_tls(&certificates).await;
+    let url = format!("https://localhost:{}", collector.address.port());
+    for (roots, trusted) in [("other-ca.pem", false), ("ca.pem", true)] {
+        let roots = certificates.file(roots);
+        let variables = [("OTEL_EXPORTER_OTLP_CERTIFICATE", roots.as_str())];
+        let weir = Weir::start(&["--otlp-endpoint", &url], &variables).await;
+        let mut proxy = weir.proxy("client-0").await;
+        weir.route(90, 10);
+        let route = proxy.got(RDS).await;
+        proxy.ack(&route).await;
+        if trusted {
+            let (_, received) = collector.trace().await;
+            assert_eq!(value(&spans(&received)[0].attributes, "weir.outcome"), "live");
+        } else {
+            until("weir says why", async || weir.log("invalid peer certificate") == 1).await;
+            assert!(collector.received.try_recv().is_err());
+        }
+    }
 }
 
 #[test]

@@ -22,6 +22,7 @@ pub(crate) const WORKLOAD: &str = "spiffe://cluster.local/ns/shop/sa/server";
 /// | `ca.pem`, `other-ca.pem` | the authorities; the second has signed nothing |
 /// | `server.pem`, `server-key.pem` | for `secure.test`, `*.secure.test` and `*.wild.secure.test` |
 /// | `client.pem`, `client-key.pem` | for `client.test` |
+/// | `collector.pem`, `collector-key.pem` | for `localhost` |
 /// | `workload.pem`, `workload-key.pem` | for [`WORKLOAD`] |
 #[derive(Debug, Clone)]
 pub(crate) struct Certificates {
@@ -40,6 +41,7 @@ impl Certificates {
             ["secure.test", "*.secure.test", "*.wild.secure.test"].map(dns).to_vec(),
         );
         this.signed("client", &ca, vec![dns("client.test")]);
+        this.signed("collector", &ca, vec![dns("localhost")]);
         this.signed("workload", &ca, vec![SanType::URI(WORKLOAD.try_into().unwrap())]);
         this
     }
