@@ -11,8 +11,8 @@ use super::grpc::{checked_namespace, invalid};
 use super::{Admin, NOT_READY};
 use crate::analyze::{self, Finding, Severity};
 use crate::api::{Object, ObjectKey};
-use crate::explain::{self, TrafficQuery};
-use crate::mesh::{self, Mesh, Proxy, ScopeView};
+use crate::explain::{self, ServersWithoutCertificates, TrafficQuery};
+use crate::mesh::{self, Certificates, Interception, Mesh, Proxy, ScopeView};
 use crate::preview::{ObjectChange, Preview, ResourceChange, ResourceDifference, Sample, preview};
 use crate::rollout_guard::HeldChange;
 use crate::snapshot::SnapshotBuilder;
@@ -31,7 +31,9 @@ impl Admin {
         let (proxy, id) = self.client(&request.from, &mesh)?;
         let scope = mesh.scope(&proxy);
         let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope);
-        let mut answer = explain::explain(&ScopeView::new(&mesh, &scope), &snapshot, &traffic);
+        let view = ScopeView::new(&mesh, &scope);
+        let servers = self.servers_without_certificates(&mesh);
+        let mut answer = explain::explain_with(&view, &snapshot, &traffic, &servers);
         answer.add_held(&held);
         let json =
             serde_json::to_value(&answer).map_err(|error| Status::internal(error.to_string()))?;
@@ -41,6 +43,15 @@ impl Admin {
             succeeds: explain::succeeds(&answer.outcome),
             proxy: id,
         })
+    }
+
+    /// The connected sidecars without certificates, where others have them.
+    fn servers_without_certificates(&self, mesh: &Mesh) -> ServersWithoutCertificates {
+        let connected = if mesh.config.identities { self.connections.list() } else { Vec::new() };
+        let proxies = connected.iter().map(|status| &status.proxy).filter(|proxy| {
+            proxy.certificates == Certificates::None && proxy.interception == Interception::Redirect
+        });
+        proxies.flat_map(|proxy| proxy.addresses.iter().cloned()).collect()
     }
 
     fn mesh(&self) -> Result<(Mesh, Arc<[HeldChange]>), Status> {

@@ -24,7 +24,8 @@ use crate::snapshot::SnapshotBuilder;
 Without -f, the running weir answers, by what it serves now. With -f, the result is computed from the
 resources that the client's Envoy gets from a weir serve started with these objects: weight for a
 subset without a ready endpoint is held back, see --empty-subset.
-Exit status 1 if the request ends in an error: no route, a missing cluster, or no healthy endpoint.")]
+Exit status 1 if the request ends in an error: no route, a missing cluster, no healthy endpoint, or
+none that takes the connection.")]
 pub(crate) struct Args {
     /// A YAML file, or a folder of them, with the objects [default: ask the running weir]
     #[arg(short, long, value_name = "FILE|DIR", conflicts_with = "admin")]

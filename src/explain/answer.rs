@@ -112,6 +112,9 @@ pub struct Destination {
     pub percent: f64,
     /// Whether the proxy does not have the cluster; requests then get 503.
     pub missing: bool,
+    /// Whether every healthy endpoint refuses the connection, because it takes only mutual TLS.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
     /// Load balancing, TLS and limits, as name and text.
     pub policies: Vec<(&'static str, String)>,
     /// The endpoints.

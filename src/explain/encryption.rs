@@ -2,42 +2,64 @@
 
 use envoy_types::pb::envoy::config::cluster::v3 as cluster;
 
-use super::{Endpoint, socket_text};
+use super::{Endpoint, ServersWithoutCertificates, socket_text};
 use crate::api::{ObjectKey, TlsMode};
-use crate::mesh::{self, Accepts, Certificates, RegisteredService, ScopeView, TLS_MODE};
+use crate::mesh::{self, Accepts, Certificates, Health, RegisteredService, ScopeView, TLS_MODE};
 use crate::translate::policy::Policy;
 use crate::translate::{self, tls};
 
 /// How many endpoints are named with a reason of their own.
 const NAMED: usize = 3;
 
-/// What is to be said of the encryption towards a destination, as name and text; nothing if nothing in the mesh has
-/// certificates.
+/// What is known of the encryption towards a destination.
+#[derive(Default)]
+pub(super) struct Encryption {
+    /// What is to be said of it, as name and text; nothing if nothing in the mesh has certificates.
+    pub said: Vec<(&'static str, String)>,
+    /// Whether every healthy endpoint refuses the connection.
+    pub refused: bool,
+}
+
+/// The encryption towards a destination.
 pub(super) fn describe(
     view: &ScopeView<'_>,
     to: &cluster::Cluster,
     endpoints: &[Endpoint],
-) -> Vec<(&'static str, String)> {
+    servers: &ServersWithoutCertificates,
+) -> Encryption {
     let Some((port, subset, host)) = translate::destination_of(&to.name) else {
-        return Vec::new();
+        return Encryption::default();
     };
     let Some(seen) = view.service(host).filter(|seen| !seen.known.service.is_external) else {
-        return Vec::new();
+        return Encryption::default();
     };
-    let connection = Connection::new(view, seen.known, to, (port, subset));
+    let connection = Connection::new(view, seen.known, to, (port, subset), servers);
     let members = members(seen.known, port, endpoints);
     let has_certificates = view.mesh.config.identities
         || view.scope.certificates != Certificates::None
         || members.iter().any(|member| member.takes_mutual_tls);
     if !has_certificates {
-        return Vec::new();
+        return Encryption::default();
     }
-    let mut found = vec![("encryption", connection.summary(&members))];
+    let mut said = vec![("encryption", connection.summary(&members))];
     let plain = members.iter().filter_map(|member| connection.why_plain(member));
-    found.extend(named("plain text", plain.collect()));
-    let refused = members.iter().filter_map(|member| connection.why_refused(member));
-    found.extend(named("refused", refused.collect()));
-    found
+    said.extend(named("plain text", plain.collect()));
+    let refusals: Vec<_> =
+        members.iter().map(|member| (member.health, connection.why_refused(member))).collect();
+    let mut healthy = refusals.iter().filter(|(health, _)| *health == Health::Healthy).peekable();
+    let refused = healthy.peek().is_some()
+        && healthy.all(|(_, refusal)| refusal.as_ref().is_some_and(|refusal| refusal.is_certain));
+    let texts = refusals.into_iter().filter_map(|(_, refusal)| Some(refusal?.text));
+    said.extend(named("refused", texts.collect()));
+    Encryption { said, refused }
+}
+
+/// That an endpoint refuses a connection.
+struct Refusal {
+    /// The endpoint and the reason.
+    text: String,
+    /// Whether it follows from what weir knows.
+    is_certain: bool,
 }
 
 /// The first of these sentences, and how many more there are.
@@ -77,6 +99,7 @@ struct Connection<'a> {
     by_endpoint: bool,
     /// Whether the cluster has one transport socket for all endpoints.
     has_socket: bool,
+    servers: &'a ServersWithoutCertificates,
 }
 
 impl<'a> Connection<'a> {
@@ -85,6 +108,7 @@ impl<'a> Connection<'a> {
         known: &RegisteredService,
         to: &cluster::Cluster,
         (port, subset): (u16, &str),
+        servers: &'a ServersWithoutCertificates,
     ) -> Self {
         let rule = view.destination_rule(known);
         let policy = Policy::new(rule.map(|rule| &**rule), subset, port);
@@ -94,6 +118,7 @@ impl<'a> Connection<'a> {
             by_rule: names.zip(policy.tls.map(|tls| tls.mode)),
             by_endpoint: !to.transport_socket_matches.is_empty(),
             has_socket: to.transport_socket.as_ref().is_some_and(tls::is_tls),
+            servers,
         }
     }
 
@@ -106,7 +131,13 @@ impl<'a> Connection<'a> {
     }
 
     fn summary(&self, members: &[&mesh::Endpoint]) -> String {
+        let client = self.view.scope.certificates;
         match &self.by_rule {
+            Some((rule, TlsMode::IstioMutual)) if client == Certificates::None => {
+                return format!(
+                    "mutual TLS, by {rule}, with certificates of Istio's agent: weir gives the client none"
+                );
+            }
             Some((rule, TlsMode::IstioMutual)) => return format!("mutual TLS, by {rule}"),
             Some((rule, TlsMode::Disable)) => return format!("none, by {rule}"),
             Some((rule, _)) => {
@@ -114,8 +145,8 @@ impl<'a> Connection<'a> {
             }
             None => {}
         }
-        if self.view.scope.certificates == Certificates::None {
-            return "none: the client has no certificates".to_owned();
+        if client == Certificates::None {
+            return format!("none: {}", self.client_without());
         }
         match members.iter().filter(|member| self.encrypts(member)).count() {
             0 => "none".to_owned(),
@@ -146,15 +177,63 @@ impl<'a> Connection<'a> {
         })
     }
 
+    /// Why the client has no certificates.
+    fn client_without(&self) -> String {
+        let why = if self.view.mesh.config.identities {
+            "its stream is not on port 15012"
+        } else {
+            "weir gives none with --identity off"
+        };
+        format!("the client has no certificates, because {why}")
+    }
+
     /// Why an endpoint refuses the connection.
-    fn why_refused(&self, member: &mesh::Endpoint) -> Option<String> {
+    fn why_refused(&self, member: &mesh::Endpoint) -> Option<Refusal> {
         let at = socket_text(&member.address, member.port);
-        if self.encrypts(member) {
-            return (!member.takes_mutual_tls).then(|| format!("{at} takes no mutual TLS"));
-        }
         let policy = self.policy(member);
-        (member.takes_mutual_tls && policy.at(member.port) == Accepts::MutualTls)
-            .then(|| format!("{at} takes only mutual TLS, by {}", objects(&policy.objects)))
+        let is_strict = member.workload.captured.include(member.port)
+            && policy.at(member.port) == Accepts::MutualTls;
+        let strict = format!("{at} takes only mutual TLS, by {}", objects(&policy.objects));
+        if is_strict && member.addresses().any(|address| self.servers.contains(address)) {
+            let text = format!(
+                "{strict}, but its sidecar has no certificates, because its stream is not on port 15012: it refuses \
+                 every connection"
+            );
+            return Some(Refusal { text, is_certain: true });
+        }
+        if self.encrypts(member) {
+            let text = format!("{at} takes no mutual TLS");
+            return (!member.takes_mutual_tls).then_some(Refusal { text, is_certain: false });
+        }
+        if !is_strict {
+            return None;
+        }
+        let label = member.workload.labels.get(TLS_MODE);
+        if member.takes_mutual_tls || (self.by_rule.is_some() && label.is_some()) {
+            let (sent, is_certain) = self.refused_kind();
+            let text = format!("{strict}: it refuses {sent}");
+            return Some(Refusal { text, is_certain: is_certain && member.takes_mutual_tls });
+        }
+        let text = format!(
+            "{strict}, but its label {TLS_MODE} is `{}`, so clients send plain text: its sidecar refuses that",
+            label?
+        );
+        self.view.mesh.config.identities.then_some(Refusal { text, is_certain: false })
+    }
+
+    /// What a server that takes only mutual TLS refuses of what the client sends, and whether it certainly does.
+    fn refused_kind(&self) -> (&'static str, bool) {
+        match &self.by_rule {
+            Some((_, TlsMode::Simple)) => ("a client that presents no certificate", true),
+            Some((_, TlsMode::Mutual)) => {
+                ("a certificate that the authority of the mesh has not signed", false)
+            }
+            Some(_) => ("plain text", true),
+            None if self.view.scope.certificates == Certificates::None => {
+                ("a client without certificates", true)
+            }
+            None => ("plain text", true),
+        }
     }
 
     fn policy(&self, member: &mesh::Endpoint) -> mesh::PeerPolicy {

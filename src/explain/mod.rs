@@ -12,6 +12,7 @@ mod request;
 mod tests;
 mod text;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -42,14 +43,28 @@ use crate::translate::{
     listener as translate_listener, listener_plan, route_match, virtual_host as hosts,
 };
 
-/// Simulates `question` for the proxies of `view`.
+/// The addresses of sidecars that are known to have no certificates, and through which inbound connections go.
+pub(crate) type ServersWithoutCertificates = BTreeSet<Arc<str>>;
+
+/// Simulates `question` for the proxies of `view`. Nothing is known of the proxies of servers but what objects say.
 pub fn explain(view: &ScopeView<'_>, snapshot: &Snapshot, traffic: &TrafficQuery) -> Explanation {
-    Simulator { view, snapshot }.simulate(traffic)
+    explain_with(view, snapshot, traffic, &ServersWithoutCertificates::new())
+}
+
+/// The same, where some servers are known to have no certificates.
+pub(crate) fn explain_with(
+    view: &ScopeView<'_>,
+    snapshot: &Snapshot,
+    traffic: &TrafficQuery,
+    servers: &ServersWithoutCertificates,
+) -> Explanation {
+    Simulator { view, snapshot, servers }.simulate(traffic)
 }
 
 struct Simulator<'a> {
     view: &'a ScopeView<'a>,
     snapshot: &'a Snapshot,
+    servers: &'a ServersWithoutCertificates,
 }
 
 impl Simulator<'_> {
@@ -454,6 +469,7 @@ impl Simulator<'_> {
                 cluster,
                 percent,
                 missing: true,
+                refused: false,
                 policies: Vec::new(),
                 endpoints: Vec::new(),
             };
@@ -465,8 +481,10 @@ impl Simulator<'_> {
         let mut endpoints: Vec<_> = assignment.iter().flat_map(endpoints).collect();
         endpoints.sort_by_key(|endpoint| endpoint.priority);
         let mut policies = cluster_policies(&cluster);
-        policies.extend(encryption::describe(self.view, &cluster, &endpoints));
-        Destination { cluster: name.to_owned(), percent, missing: false, policies, endpoints }
+        let encryption = encryption::describe(self.view, &cluster, &endpoints, self.servers);
+        policies.extend(encryption.said);
+        let (cluster, refused) = (name.to_owned(), encryption.refused);
+        Destination { cluster, percent, missing: false, refused, policies, endpoints }
     }
 }
 
@@ -594,7 +612,7 @@ fn endpoints(assignment: &endpoint::ClusterLoadAssignment) -> impl Iterator<Item
 }
 
 /// An IP address, or the path of a socket (`unix://...`), with the port of the former.
-fn socket_text(address: &str, port: u16) -> String {
+pub(crate) fn socket_text(address: &str, port: u16) -> String {
     if let Some(path) = address.strip_prefix("unix://") {
         return path.to_owned();
     }

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::{Explanation, Outcome, Request, TrafficQuery, explain};
+use super::{
+    Destination, Explanation, Outcome, Request, ServersWithoutCertificates, TrafficQuery,
+    explain_with, succeeds,
+};
 use crate::mesh::{
     Certificates, EmptySubset, Locality, MeshBuilder, MeshConfig, NodeMetadata, Proxy, ScopeView,
 };
@@ -75,6 +78,16 @@ fn ask_as(
     objects: &str,
     traffic: TrafficQuery,
 ) -> Explanation {
+    ask_about(certificates, config, objects, traffic, &ServersWithoutCertificates::new())
+}
+
+fn ask_about(
+    certificates: Certificates,
+    config: &MeshConfig,
+    objects: &str,
+    traffic: TrafficQuery,
+    servers: &ServersWithoutCertificates,
+) -> Explanation {
     let (mut store, mut dirty) = (Store::default(), BTreeSet::new());
     let objects = objects.replace("x-canary: yes", "x-canary: 'yes'");
     for change in
@@ -91,7 +104,8 @@ fn ask_as(
     let proxy = Proxy { certificates, ..proxy };
     let scope = mesh.scope(&proxy);
     let snapshot = SnapshotBuilder::default().snapshot(&mesh, &scope);
-    let mut answer = explain(&ScopeView::new(&mesh, &scope), &snapshot, &traffic);
+    let view = ScopeView::new(&mesh, &scope);
+    let mut answer = explain_with(&view, &snapshot, &traffic, servers);
     answer.add_held(&held);
     answer
 }
@@ -407,42 +421,123 @@ fn peers(spec: &str) -> String {
     )
 }
 
-/// What is said of the encryption of a request to `web` by a client with certificates from there.
-fn encryption(client: Certificates, objects: &str) -> Vec<String> {
+/// The destination of a request to `web` by a client with certificates from there.
+fn destination(client: Certificates, config: &MeshConfig, objects: &str) -> Destination {
     let asked = TrafficQuery::Http(Request::parse("GET http://web/", &[]).unwrap());
-    let answer = ask_as(client, &MeshConfig::default(), objects, asked);
+    let answer = ask_as(client, config, objects, asked);
     let Outcome::Forward { destinations, .. } = answer.outcome else { panic!("{answer:?}") };
-    let said = destinations[0].policies.iter();
+    destinations.into_iter().next().unwrap()
+}
+
+/// What is said of its encryption.
+fn said(to: &Destination) -> Vec<String> {
+    let said = to.policies.iter();
     let said = said.filter(|(name, _)| matches!(*name, "encryption" | "plain text" | "refused"));
     said.map(|(name, text)| format!("{name}: {text}")).collect()
 }
+
+fn encryption(client: Certificates, objects: &str) -> Vec<String> {
+    said(&destination(client, &MeshConfig::default(), objects))
+}
+
+const OFF: &str =
+    "encryption: none: the client has no certificates, because weir gives none with --identity off";
+const REFUSED: &str =
+    "refused: 10.1.0.1:8080 takes only mutual TLS, by PeerAuthentication shop/p: it refuses";
+const RULE: &str = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
+                    metadata: {name: web, namespace: shop}\nspec: {host: web, trafficPolicy: {tls: {mode: MODE}}}\n";
 
 #[test]
 fn explain_says_what_is_encrypted_and_why_not() {
     let without = "plain text: 10.1.0.2:8080 has no certificates: it lacks the label security.istio.io/tlsMode";
     let half = "encryption: mutual TLS to 1 of 2 endpoints";
     assert_eq!(encryption(Certificates::Ads, HALF), [half, without]);
-
-    let none = "encryption: none: the client has no certificates";
-    assert_eq!(encryption(Certificates::None, HALF), [none]);
+    assert_eq!(encryption(Certificates::None, HALF), [OFF]);
     let strict = HALF.to_owned() + &peers("mtls: {mode: STRICT}");
-    let refused = "refused: 10.1.0.1:8080 takes only mutual TLS, by PeerAuthentication shop/p";
-    assert_eq!(encryption(Certificates::None, &strict), [none, refused]);
+    let refused = format!("{REFUSED} a client without certificates");
+    assert_eq!(encryption(Certificates::None, &strict), [OFF, &refused]);
     assert_eq!(encryption(Certificates::Ads, &strict), [half, without]);
 
     let disabled = HALF.to_owned() + &peers("mtls: {mode: DISABLE}");
     let by = "plain text: 10.1.0.1:8080 takes only plain text, by PeerAuthentication shop/p";
     assert_eq!(encryption(Certificates::Ads, &disabled), ["encryption: none", by, without]);
+}
 
-    let rule = "---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\n\
-                metadata: {name: web, namespace: shop}\nspec: {host: web, trafficPolicy: {tls: {mode: MODE}}}\n";
-    let by_rule = strict.clone() + &rule.replace("MODE", "DISABLE");
-    let none = "encryption: none, by DestinationRule shop/web";
-    assert_eq!(encryption(Certificates::Ads, &by_rule), [none, refused]);
-    let by_rule = strict + &rule.replace("MODE", "ISTIO_MUTUAL");
+#[test]
+fn explain_says_what_a_strict_server_refuses_by_a_rule() {
+    let strict = HALF.to_owned() + &peers("mtls: {mode: STRICT}");
+    let outside =
+        "encryption: TLS without the certificates of the mesh, by DestinationRule shop/web";
+    for (mode, summary, what) in [
+        ("DISABLE", "encryption: none, by DestinationRule shop/web", "plain text"),
+        ("SIMPLE", outside, "a client that presents no certificate"),
+        (
+            "MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem",
+            outside,
+            "a certificate that the authority of the mesh has not signed",
+        ),
+    ] {
+        let by_rule = strict.clone() + &RULE.replace("MODE", mode);
+        let expected = [summary.to_owned(), format!("{REFUSED} {what}")];
+        assert_eq!(encryption(Certificates::Ads, &by_rule), expected, "{mode}");
+    }
+    let by_rule = strict + &RULE.replace("MODE", "ISTIO_MUTUAL");
     let mutual = "encryption: mutual TLS, by DestinationRule shop/web";
     let refused = "refused: 10.1.0.2:8080 takes no mutual TLS";
     assert_eq!(encryption(Certificates::Ads, &by_rule), [mutual, refused]);
+    let agent = format!("{mutual}, with certificates of Istio's agent: weir gives the client none");
+    assert_eq!(encryption(Certificates::None, &by_rule), [&*agent, refused]);
+}
+
+/// `web`, both of whose pods have certificates.
+fn both() -> String {
+    HALF.replace("labels: {app: web}}", "labels: {app: web, security.istio.io/tlsMode: istio}}")
+}
+
+#[test]
+fn a_request_that_every_server_refuses_fails() {
+    let identities = MeshConfig { identities: true, ..MeshConfig::default() };
+    let strict = both() + &peers("mtls: {mode: STRICT}");
+    for (client, objects, refused) in [
+        (Certificates::None, &strict, true),
+        (Certificates::Ads, &strict, false),
+        (Certificates::None, &both(), false),
+        (Certificates::Ads, &(strict.clone() + &RULE.replace("MODE", "SIMPLE")), true),
+        // One of two takes plain text.
+        (Certificates::None, &(HALF.to_owned() + &peers("mtls: {mode: STRICT}")), false),
+    ] {
+        let to = destination(client, &identities, objects);
+        assert_eq!(to.refused, refused, "{to:?}");
+        let outcome =
+            Outcome::Forward { destinations: vec![to], copies: Vec::new(), policies: Vec::new() };
+        assert_eq!(succeeds(&outcome), !refused);
+    }
+    let plain =
+        "encryption: none: the client has no certificates, because its stream is not on port 15012";
+    assert_eq!(said(&destination(Certificates::None, &identities, &strict))[0], plain);
+}
+
+#[test]
+fn a_strict_server_without_certificates_refuses_everybody() {
+    let identities = MeshConfig { identities: true, ..MeshConfig::default() };
+    let label = "security.istio.io/tlsMode: istio";
+    let disabled = both().replace(label, "security.istio.io/tlsMode: disabled");
+    let disabled = disabled + &peers("mtls: {mode: STRICT}");
+    let by_label = "takes only mutual TLS, by PeerAuthentication shop/p, but its label security.istio.io/tlsMode is \
+                    `disabled`, so clients send plain text: its sidecar refuses that";
+    let found = said(&destination(Certificates::Ads, &identities, &disabled));
+    let expected = ["1", "2"].map(|n| format!("refused: 10.1.0.{n}:8080 {by_label}")).to_vec();
+    assert_eq!(found[3..], expected, "{found:?}");
+
+    let strict = both() + &peers("mtls: {mode: STRICT}");
+    let asked = TrafficQuery::Http(Request::parse("GET http://web/", &[]).unwrap());
+    let servers = ["10.1.0.1".into(), "10.1.0.2".into()].into();
+    let answer = ask_about(Certificates::Ads, &identities, &strict, asked, &servers);
+    let Outcome::Forward { destinations, .. } = answer.outcome else { panic!("{answer:?}") };
+    let by_stream = "takes only mutual TLS, by PeerAuthentication shop/p, but its sidecar has no certificates, because \
+                     its stream is not on port 15012: it refuses every connection";
+    assert_eq!(said(&destinations[0])[1], format!("refused: 10.1.0.1:8080 {by_stream}"));
+    assert!(destinations[0].refused);
 }
 
 #[test]

@@ -3,11 +3,11 @@
 use super::{ConsideredRoute, Destination, Explanation, Outcome};
 
 /// Whether the request is answered without an error: it has a route, the clusters exist, and each has a healthy
-/// endpoint.
+/// endpoint that does not refuse the connection.
 pub(crate) fn succeeds(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Forward { destinations, .. } => {
-            destinations.iter().all(|to| !to.missing && has_healthy_endpoint(to))
+            destinations.iter().all(|to| !to.missing && !to.refused && has_healthy_endpoint(to))
         }
         Outcome::Redirect { .. } => true,
         Outcome::Respond { status, .. } => *status < 500,
@@ -121,6 +121,9 @@ fn add_destination(label: &str, to: &Destination, failure: &str, lines: &mut Lin
     }
     if uses_original_destination(to) {
         lines.add("", "            the original destination address");
+    }
+    if to.refused {
+        lines.add("", &format!("            every endpoint refuses the connection: {failure}"));
     } else if !has_healthy_endpoint(to) {
         lines.add("", &format!("            no endpoint is ready: {failure}"));
     }
@@ -135,6 +138,7 @@ mod tests {
             cluster: "c".into(),
             percent: 100.0,
             missing,
+            refused: false,
             policies: vec![("load balancer", balancer.into())],
             endpoints: Vec::new(),
         }
@@ -160,6 +164,10 @@ mod tests {
             ),
             (answer(to("LEAST_REQUEST", true), Some("80")), "this cluster does not exist: 503"),
             (answer(to("CLUSTER_PROVIDED", false), None), "the original destination address"),
+            (
+                answer(Destination { refused: true, ..to("LEAST_REQUEST", false) }, Some("80")),
+                "every endpoint refuses the connection: 503",
+            ),
         ];
         for (text, wanted) in lines {
             assert_eq!(text.lines().last().unwrap().trim(), wanted);
