@@ -199,13 +199,26 @@ codes! {
     /// One address and port, two protocols.
     PROTOCOL_CONFLICT = "WEIR0204", "ConflictingPortProtocols", Error,
         "two services have the same address and port but different protocols";
-    /// A PeerAuthentication that applies to nothing.
+    /// A PeerAuthentication that does not apply to some or all of its workloads.
     PEER_POLICY_IGNORED = "WEIR0205", "PeerAuthenticationIgnored", Error,
         "another PeerAuthentication for the same workloads is older, or it selects workloads in the root namespace: it has \
-            no effect";
-    /// Plain text to servers that refuse it.
+            no effect on them";
+    /// Connections without a certificate of the mesh to servers that require one.
     PLAIN_TEXT_REFUSED = "WEIR0206", "PlainTextRefused", Error,
-        "a DestinationRule has clients send plain text to workloads whose PeerAuthentication is STRICT";
+        "a DestinationRule has clients send plain text, or TLS without a certificate, to workloads whose \
+            PeerAuthentication is STRICT";
+    /// Certificates from files to servers that require one of the mesh.
+    OTHER_CERTIFICATE = "WEIR0207", "CertificateNotOfMesh", Warning,
+        "a DestinationRule has clients present a certificate from files to workloads whose PeerAuthentication is STRICT: \
+            they refuse it unless the mesh's authority has signed it";
+    /// A sidecar that requires mutual TLS and cannot decrypt it.
+    STRICT_WITHOUT_CERTIFICATES = "WEIR0208", "StrictWithoutCertificates", Error,
+        "a PeerAuthentication is STRICT for pods whose sidecars have no certificates by their label \
+            security.istio.io/tlsMode: clients send plain text, which is refused";
+    /// A port where the server speaks first, but its proxy waits for the client.
+    SERVER_SPEAKS_FIRST = "WEIR0209", "ServerSpeaksFirst", Warning,
+        "the server of a port speaks first, but a proxy in front of it waits for the client's first bytes, to detect the \
+            protocol or mutual TLS";
 }
 
 #[cfg(test)]

@@ -16,9 +16,11 @@ mod peer_authentication;
 mod problems;
 mod protocols;
 mod references;
+mod refused;
 mod routes;
 mod same_host;
 mod served;
+mod server_first;
 mod service;
 mod sidecar;
 mod virtual_service;
@@ -80,6 +82,7 @@ fn findings(store: &Store, config: &MeshConfig, only: Option<&ObjectKey>) -> Vec
     service::check(&index, &mut found);
     sidecar::check(&index, &mut found);
     peer_authentication::check(&index, &mut found);
+    server_first::check(&index, &mut found);
     for virtual_service in index.virtual_services.iter().filter(|item| is_wanted(item.entry, only))
     {
         virtual_service::check(virtual_service, &mut found);
@@ -91,6 +94,7 @@ fn findings(store: &Store, config: &MeshConfig, only: Option<&ObjectKey>) -> Vec
     references::delegates(&index, &mut found);
     for rule in index.destination_rules.iter().filter(|rule| is_wanted(rule.entry, only)) {
         destination_rule::check(rule, &index, &mut found);
+        refused::check(rule, &index, &mut found);
     }
     conflicts::check(&index, &mut found);
     same_host::check(&index, &mut found);

@@ -325,8 +325,16 @@ fn peer_authentications_with_findings() -> Vec<String> {
     vec![
         of_root,
         strict,
-        rule("r8", "host: strict, trafficPolicy: {tls: {mode: DISABLE}}"),
+        rule(
+            "r8",
+            "host: strict, trafficPolicy: {tls: {mode: DISABLE}}, subsets: [{name: all, trafficPolicy: {tls: {mode: \
+             MUTUAL, clientCertificate: /c.pem, privateKey: /k.pem}}}]",
+        ),
         core("Service", "name: strict, namespace: shop", "ports: [{name: http, port: 80}]"),
+        core("Service", "name: mail, namespace: shop", "ports: [{name: smtp, port: 587}]"),
+        "---\napiVersion: v1\nkind: Pod\nmetadata: {name: strict-1, namespace: shop, labels: {app: strict, \
+         security.istio.io/tlsMode: disabled}, annotations: {sidecar.istio.io/status: '{}'}}\n"
+            .to_owned(),
         "---\napiVersion: v1\nkind: Pod\nmetadata: {name: strict-0, namespace: shop, labels: {app: strict, \
          security.istio.io/tlsMode: istio}}\n\
          ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
@@ -347,7 +355,9 @@ fn every_kind_of_finding_is_found() {
         .chain(destination_rules_with_findings())
         .chain(peer_authentications_with_findings())
         .collect();
-    let seen: BTreeSet<_> = ids(&text).into_iter().collect();
+    let config = MeshConfig { identities: true, ..MeshConfig::default() };
+    let seen: BTreeSet<_> =
+        analyze(&store(&text), &config).into_iter().map(|finding| finding.code.id).collect();
     // Kinds that cannot be listed occur only in a cluster.
     let all: BTreeSet<_> =
         code::ALL.iter().map(|code| code.id).filter(|id| *id != code::NOT_LISTED.id).collect();

@@ -102,11 +102,7 @@ impl PeerAuthentications {
         }
         let own = self.of_namespace(namespace).iter();
         let is_for_all = |policy: &&Arc<Policy>| policy.selector.is_empty();
-        // In the root namespace there are no policies for single workloads.
-        let workload = own
-            .clone()
-            .filter(|policy| namespace != root && !policy.selector.is_empty())
-            .find(|policy| selects(&policy.selector, labels));
+        let workload = self.that_select(namespace, labels, root).next();
         let of_namespace = own.clone().filter(|_| namespace != root).find(is_for_all);
         let of_mesh = self.of_namespace(root).iter().find(is_for_all);
         let chain: Vec<&Arc<Policy>> =
@@ -123,6 +119,28 @@ impl PeerAuthentications {
         });
         let objects = objects.map(|(_, policy)| policy.key.clone()).collect();
         PeerPolicy { default, ports, objects }
+    }
+
+    /// The policies whose selectors select a workload with these labels, in order of precedence: only the first counts.
+    pub(crate) fn selecting<'a>(
+        &'a self,
+        namespace: &str,
+        labels: &'a Labels,
+        root: &str,
+    ) -> impl Iterator<Item = &'a ObjectKey> + use<'a> {
+        self.that_select(namespace, labels, root).map(|policy| &policy.key)
+    }
+
+    fn that_select<'a>(
+        &'a self,
+        namespace: &str,
+        labels: &'a Labels,
+        root: &str,
+    ) -> impl Iterator<Item = &'a Arc<Policy>> + use<'a> {
+        // In the root namespace there are no policies for single workloads.
+        let own = if namespace == root { &[] } else { self.of_namespace(namespace) };
+        let own = own.iter().filter(|policy| !policy.selector.is_empty());
+        own.filter(move |policy| selects(&policy.selector, labels))
     }
 
     fn of_namespace(&self, namespace: &str) -> &[Arc<Policy>] {
