@@ -147,6 +147,9 @@ impl PartialEq for RegisteredService {
     }
 }
 
+// With it, comparing two `Arc`s looks at their addresses first.
+impl Eq for RegisteredService {}
+
 /// The services that share one host, in order of precedence.
 pub(crate) type HostServices = Arc<Vec<RegisteredService>>;
 

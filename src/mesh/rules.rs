@@ -411,6 +411,10 @@ impl PartialEq for VirtualService {
     }
 }
 
+// With it, comparing two `Arc`s looks at their addresses first.
+impl Eq for DestinationRule {}
+impl Eq for VirtualService {}
+
 impl DestinationRule {
     /// The rule of one object; `None` for an object of another kind.
     fn new(revision: Revision, object: &Arc<Object>, domain: &str) -> Option<Self> {

@@ -38,6 +38,9 @@ impl PartialEq for Resource {
     }
 }
 
+// With it, comparing two `Arc`s looks at their addresses first.
+impl Eq for Resource {}
+
 impl Resource {
     /// The resource with these bytes, made from `objects`.
     pub(crate) fn new(name: impl Into<Arc<str>>, bytes: Bytes, objects: Provenance) -> Arc<Self> {

@@ -43,6 +43,9 @@ impl PartialEq for EncodedVirtualHost {
     }
 }
 
+// With it, comparing two `Arc`s looks at their addresses first.
+impl Eq for EncodedVirtualHost {}
+
 impl EncodedVirtualHost {
     /// Encodes a virtual host that was made from `objects`.
     pub(crate) fn new(mut host: route::VirtualHost, objects: Provenance) -> Self {

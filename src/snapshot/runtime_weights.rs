@@ -75,9 +75,19 @@ impl RuntimeWeights {
 
     /// The clusters that get requests by `old`, of the same virtual host, and none by `self`.
     pub(crate) fn emptied_since(&self, old: &Self) -> BTreeSet<&str> {
+        // Each stream asks this for each virtual host whose weights changed, and weights seldom become 0.
+        if self.same_keys(old) && !self.has_zeros_since(old) {
+            return BTreeSet::new();
+        }
         let (before, now) = (old.receiving(), self.receiving());
         let gone = self.clusters.iter().map(|name| &**name);
         gone.filter(|name| before.contains(name) && !now.contains(name)).collect()
+    }
+
+    /// Whether a weight is 0 that was not in `old`, which has the same keys.
+    fn has_zeros_since(&self, old: &Self) -> bool {
+        let both = self.values.iter().zip(old.values.iter());
+        both.into_iter().any(|((_, new), (_, old))| *new == 0 && *old > 0)
     }
 
     /// The clusters that get requests.

@@ -368,6 +368,23 @@ mod tests {
         of_istio("DestinationRule", name, namespace, spec)
     }
 
+    /// Another name in `pay` for this host.
+    fn alias(host: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "alias", "namespace": "pay"},
+               "spec": {"type": "ExternalName", "externalName": host,
+                        "ports": [{"name": "http", "port": 80}]}})
+    }
+
+    fn entry(host: &str, export_to: &str) -> Value {
+        of_istio(
+            "ServiceEntry",
+            "far",
+            "far",
+            json!({"hosts": [host], "exportTo": [export_to], "resolution": "STATIC",
+                   "ports": [{"name": "http", "number": 80, "protocol": "HTTP"}]}),
+        )
+    }
+
     /// The forms that each object may have.
     fn forms() -> Vec<Vec<Value>> {
         let web = "web.shop.svc.cluster.local";
@@ -375,9 +392,9 @@ mod tests {
             let to = json!({"http": [{"route": [{"destination": {"host": "web"}}]}]});
             vec![of_istio("VirtualService", name, "shop", to)]
         };
-        let sidecar = |hosts: Value| {
-            of_istio("Sidecar", "default", "pay", json!({"egress": [{"hosts": hosts}]}))
-        };
+        let sidecar =
+            |egress: Value| of_istio("Sidecar", "default", "pay", json!({"egress": egress}));
+        let port = json!({"number": 80, "name": "http", "protocol": "HTTP"});
         let selector = json!({"workloadSelector": {"matchLabels": {"app": "x"}}});
         vec![
             ["*", ".", "pay"].map(|to| service("web", "shop", to)).into(),
@@ -406,8 +423,20 @@ mod tests {
                     &json!({"exportTo": ["shop"]}),
                 ),
             ],
-            [json!(["./*"]), json!(["shop/*"]), json!(["*/api.pay.svc.cluster.local"])]
-                .map(sidecar)
+            [
+                json!([{"hosts": ["./*"]}]),
+                json!([{"hosts": ["shop/*"]}]),
+                json!([{"hosts": ["*/api.pay.svc.cluster.local"]}]),
+                json!([{"port": port, "hosts": ["shop/*"]}, {"hosts": ["./*"]}]),
+            ]
+            .map(sidecar)
+            .into(),
+            [web, "api.pay.svc.cluster.local", "example.com"].map(alias).into(),
+            [("web.shop.svc.cluster.local", "."), ("far.example", "*"), ("far.example", "pay")]
+                .map(|(host, to)| entry(host, to))
+                .into(),
+            ["far.example", "alias.pay.svc.cluster.local"]
+                .map(|host| rule("named", "pay", host, &json!({})))
                 .into(),
         ]
     }
@@ -443,7 +472,7 @@ mod tests {
 
         #[test]
         fn what_is_remembered_is_what_a_look_at_everything_finds(
-            steps in proptest::collection::vec((0..10_usize, 0..5_usize, 0..16_u8, any::<u16>()), 1..40)
+            steps in proptest::collection::vec((0..13_usize, 0..5_usize, 0..16_u8, any::<u16>()), 1..40)
         ) {
             let (mut world, forms) = (World::new(), forms());
             let all = [proxy("shop", "a", 1), proxy("pay", "b", 1), labelled("c"), proxy("far", "d", 1)];

@@ -92,9 +92,12 @@ fn judge(
     let mut missing = None;
     let mut making = false;
     for cluster in new {
+        // Looked at first, because readiness is looked up among all clusters.
+        if old.is_some_and(|old| old.contains(cluster)) && !unused.contains(&**cluster) {
+            continue;
+        }
         match readiness(cluster) {
             ClusterReadiness::Ready => {}
-            _ if old.is_some_and(|old| old.contains(cluster)) && !unused.contains(&**cluster) => {}
             ClusterReadiness::Making => making = true,
             ClusterReadiness::Missing => missing = missing.or(Some(cluster)),
         }
@@ -241,11 +244,19 @@ impl Chosen {
             }
         });
         // A route configuration that is sent for another change carries the weights as well.
-        if !changed && !gate.routes_follow {
+        let keeps_all = !changed && (by_runtime.is_empty() || !gate.routes_follow);
+        if keeps_all {
             kept.extend(by_runtime);
         }
         if kept.is_empty() {
             return new.clone();
+        }
+        if let Some(old) = old
+            && keeps_all
+            && had.head() == table.head()
+            && !kept.iter().any(KeptHost::has_other_domains)
+        {
+            return old.clone();
         }
         let mixed = Resource::routes(new.name.clone(), with_kept(table, &kept));
         old.filter(|old| old.version == mixed.version).cloned().unwrap_or(mixed)
@@ -300,6 +311,11 @@ struct KeptHost<'a> {
 }
 
 impl KeptHost<'_> {
+    /// Whether its previous version has other domains than the new one.
+    fn has_other_domains(&self) -> bool {
+        self.before.is_some_and(|before| before.domains != self.after.domains)
+    }
+
     /// Whether it is the catch-all virtual host of `table`, which has its new version.
     fn is_catch_all(&self, table: &RouteTable) -> bool {
         table.catch_all().is_some_and(|host| host.name == self.after.name)
@@ -319,7 +335,8 @@ fn with_kept(table: &RouteTable, kept: &[KeptHost<'_>]) -> RouteTable {
     let changed: Vec<&Arc<EncodedVirtualHost>> = kept
         .iter()
         .filter(|kept| !kept.is_catch_all(table))
-        .filter_map(|kept| kept.before.filter(|before| before.domains != kept.after.domains))
+        .filter(|kept| kept.has_other_domains())
+        .filter_map(|kept| kept.before)
         .collect();
     if !changed.is_empty() {
         yield_domains(&mut mixed, &changed);

@@ -131,8 +131,9 @@ impl RuntimeLayers {
 
     /// The clusters that get requests by a virtual host as the client has it, and none by its runtime values.
     pub(crate) fn unused_by(&self, table: &Arc<str>, host: &EncodedVirtualHost) -> BTreeSet<&str> {
+        let Some(in_route) = &host.weights else { return BTreeSet::new() };
         let values = self.hosts.get(&(table.clone(), host.name.clone()));
-        let both = values.zip(host.weights.as_ref());
+        let both = values.map(|values| (values, in_route));
         let both = both.filter(|(values, in_route)| values.same_keys(in_route));
         both.map(|(values, in_route)| values.emptied_since(in_route)).unwrap_or_default()
     }
