@@ -25,6 +25,7 @@ mod completions;
 mod cuts;
 mod cycles;
 mod deploy;
+mod diff;
 mod envoy;
 mod envoy_validate;
 mod envoy_versions;

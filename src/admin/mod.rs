@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use history::{History, sample};
+pub(crate) use questions::MAX_RECORDED;
 
 use crate::ca::Current;
 use crate::load::Loads;

@@ -1,6 +1,7 @@
 //! Questions about the objects that weir reads: how a request is routed, what is wrong with them, and
 //! what would change with others.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tonic::Status;
@@ -13,12 +14,18 @@ use crate::analyze::{self, Finding, Severity};
 use crate::api::{Object, ObjectKey};
 use crate::explain::{self, ServersWithoutCertificates, TrafficQuery};
 use crate::mesh::{self, Certificates, Interception, Mesh, Proxy, ScopeView};
-use crate::preview::{ObjectChange, Preview, ResourceChange, ResourceDifference, Sample, preview};
+use crate::preview::{
+    Move, ObjectChange, Preview, Recorded, Replay, ResourceChange, ResourceDifference, Sample,
+    preview,
+};
 use crate::rollout_guard::HeldChange;
 use crate::snapshot::SnapshotBuilder;
 use crate::source::Origin;
 use crate::store::Store;
 use crate::timeline;
+
+/// How many different recorded requests a preview may have. Each costs about as much as a question to `weir explain`.
+pub(crate) const MAX_RECORDED: usize = 10_000;
 
 impl Admin {
     /// Explains how a request is routed. Takes long in a large mesh: everything that the client's proxy gets is made.
@@ -98,20 +105,64 @@ impl Admin {
         request: v1::PreviewObjectsRequest,
     ) -> Result<v1::PreviewObjectsResponse, Status> {
         let (mesh, store) = (self.mesh()?.0, self.store()?);
-        let samples = request.samples.iter().map(|sample| {
-            let (proxy, _) = self.client(&sample.from, &mesh)?;
-            Ok(Sample { proxy, traffic: traffic(sample)? })
+        if request.recorded.len() > MAX_RECORDED {
+            let found = request.recorded.len();
+            return Err(invalid("recorded", format!("{found} requests; at most {MAX_RECORDED}")));
+        }
+        let mut clients = BTreeMap::new();
+        let samples = request.samples.iter();
+        let samples = samples
+            .map(|sample| self.sample(sample, &mesh, &mut clients))
+            .collect::<Result<Vec<_>, _>>()?;
+        let recorded = request.recorded.iter().map(|item| {
+            let asked = item.request.as_ref().ok_or_else(|| invalid("recorded", "no request"))?;
+            let sample = self.sample(asked, &mesh, &mut clients)?;
+            Ok(Recorded { sample, count: item.count })
         });
-        let samples = samples.collect::<Result<Vec<_>, Status>>()?;
+        let recorded = recorded.collect::<Result<Vec<_>, Status>>()?;
         let files = request.files.into_iter().map(|file| (file.path.into(), file.content));
         let proxies: Vec<_> =
             self.connections.list().into_iter().map(|status| status.proxy).collect();
-        let found = preview(&store, &mesh.config, files.collect(), &proxies, &samples);
+        let mut found =
+            preview(&store, &mesh.config, files.collect(), &proxies, &samples, &recorded);
+        let replay = std::mem::take(&mut found.replay);
+        let replay = (!recorded.is_empty()).then(|| replayed(replay, request.recorded));
         Ok(v1::PreviewObjectsResponse {
             proxies: proxies.len().try_into().unwrap_or(u32::MAX),
+            replay,
             ..found.into()
         })
     }
+
+    /// The request with its client. `clients` are those that were found so far, by name.
+    fn sample<'a>(
+        &self,
+        asked: &'a v1::ExplainRequest,
+        mesh: &Mesh,
+        clients: &mut BTreeMap<&'a str, Arc<Proxy>>,
+    ) -> Result<Sample, Status> {
+        let proxy = match clients.get(&*asked.from) {
+            Some(known) => known.clone(),
+            None => {
+                let found = Arc::new(self.client(&asked.from, mesh)?.0);
+                clients.entry(&asked.from).or_insert(found).clone()
+            }
+        };
+        Ok(Sample { proxy, traffic: traffic(asked)? })
+    }
+}
+
+/// The answer about recorded requests, with the words in which they were asked about.
+fn replayed(replay: Replay, mut recorded: Vec<v1::RecordedRequest>) -> v1::Replay {
+    let elsewhere = replay.moves.iter().map(|group| group.requests);
+    let elsewhere = elsewhere.fold(0, u64::saturating_add);
+    let moves = replay.moves.into_iter().map(|Move { before, after, requests, example }| {
+        let example = recorded.get_mut(example).and_then(|item| item.request.take());
+        v1::replay::Move { before, after, requests, example }
+    });
+    let moves = moves.collect();
+    let Replay { requests, other_settings, .. } = replay;
+    v1::Replay { requests, elsewhere, other_settings, moves }
 }
 
 impl From<Preview> for v1::PreviewObjectsResponse {
@@ -130,6 +181,7 @@ impl From<Preview> for v1::PreviewObjectsResponse {
             samples: samples.collect(),
             findings: preview.findings.into_iter().map(Into::into).collect(),
             held: preview.held.iter().map(ToString::to_string).collect(),
+            replay: None,
         }
     }
 }

@@ -1,10 +1,15 @@
 //! `weir diff`: what would change in the running mesh if objects in files were applied.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
+use super::progress::Progress;
+use super::recorded::Recording;
 use super::remote::{AdminArgs, Output, status_error};
 use super::table::{table, width, wrapped};
 use crate::admin::api::v1;
@@ -13,14 +18,22 @@ use crate::source::directory;
 
 /// Show what would change in the running mesh if objects were applied; nothing is written
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("requests").args(["request", "samples"]).multiple(true)))]
 #[command(after_help = "Examples:
   weir diff -f canary.yaml
   weir diff -f deploy/ --from shop/client-0 --request 'GET http://web/' --request 'GET http://web/api'
+  kubectl logs client-0 -c istio-proxy -n shop | weir diff -f deploy/ --from shop/client-0 --samples -
 
 The running weir compares the files with the objects that it reads: which objects are new or different,
 which resources would be added, changed or removed on how many of the proxies that are connected to the
 replica that is asked, what becomes of the given requests, and what weir analyze would find in addition.
 Objects that are not in the files stay as they are.
+
+--samples reads one request a line: an access log of the client's sidecar, as JSON with Istio's keys or as
+text in the default format of Istio or Envoy, or your own, such as
+  {\"method\": \"GET\", \"host\": \"web\", \"port\": 80, \"path\": \"/api\", \"headers\": {\"x-user\": \"alice\"}}
+Lines about received requests or connections without HTTP are passed over, and so are other lines; how many,
+and the first, is said. A log has few of a request's headers: routes are chosen as if it had no others.
 
 Exit status: 0 nothing would change, 1 something would change or is invalid, 2 usage error, 3 weir cannot
 be reached.")]
@@ -29,11 +42,14 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE|DIR")]
     file: PathBuf,
     /// The client pod of the requests
-    #[arg(long, value_name = "NAMESPACE/POD", requires = "request")]
+    #[arg(long, value_name = "NAMESPACE/POD", requires = "requests")]
     from: Option<String>,
     /// A request whose fate before and after is compared; may be repeated
     #[arg(long, value_name = "METHOD URL", requires = "from")]
     request: Vec<String>,
+    /// A file of requests that the client sent before, one a line, such as its sidecar's access log; - is standard input
+    #[arg(long, value_name = "FILE", requires = "from")]
+    samples: Option<PathBuf>,
     /// Output format
     #[arg(short, long, value_enum, default_value = "table")]
     output: Output,
@@ -43,6 +59,9 @@ pub(crate) struct Args {
 
 /// The exit status if weir cannot be asked: 1 says that something would change.
 const NO_ANSWER: u8 = 3;
+
+/// How long weir may take. Thousands of requests in a large mesh take long; progress is shown meanwhile.
+const ANSWER: Duration = Duration::from_secs(600);
 
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -55,7 +74,14 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         let name = args.file.display();
         return Err(super::usage(format!("{name}: there is no .yaml, .yml or .json file in it")));
     }
-    let answer = match ask(&args, files).await {
+    let progress = Progress::start("weir diff");
+    let recording = match &args.samples {
+        Some(file) => read(file, &progress).inspect_err(|_| progress.clear())?,
+        None => Recording::default(),
+    };
+    let answer = ask(&args, files, &recording, &progress).await;
+    progress.clear();
+    let answer = match answer {
         Ok(answer) => answer,
         Err(error) if error.is::<super::Usage>() => return Err(error),
         Err(error) => {
@@ -63,13 +89,43 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(NO_ANSWER));
         }
     };
-    args.output.print(&proto_json::message_to_json(&answer)?, || report(&answer, &args.request))?;
+    if let Some(file) = &args.samples {
+        let file = file.display().to_string();
+        recording.remarks(&file).iter().for_each(|remark| eprintln!("weir: {remark}"));
+    }
+    args.output.print(&json(&answer, &args, &recording)?, || report(&answer, &args))?;
     Ok(if changes(&answer) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Reads recorded requests from a file, or from standard input.
+fn read(file: &Path, progress: &Progress) -> anyhow::Result<Recording> {
+    let name = file.display();
+    let input: Box<dyn BufRead> = match file.to_str() {
+        Some("-") => Box::new(std::io::stdin().lock()),
+        _ => {
+            let opened = File::open(file);
+            let opened =
+                opened.map_err(|error| super::usage(format!("--samples {name}: {error}")))?;
+            Box::new(BufReader::new(opened))
+        }
+    };
+    let recording = Recording::read(input, progress)
+        .map_err(|error| super::usage(format!("--samples {name}: {error}")))?;
+    if !recording.requests.is_empty() {
+        return Ok(recording);
+    }
+    let why = match recording.remarks(&name.to_string()).first() {
+        Some(remark) => remark.clone(),
+        None => "it is empty".to_owned(),
+    };
+    Err(super::usage(format!("--samples {name}: there is no request in it: {why}")))
 }
 
 async fn ask(
     args: &Args,
     files: Vec<(PathBuf, Vec<u8>)>,
+    recording: &Recording,
+    progress: &Progress,
 ) -> anyhow::Result<v1::PreviewObjectsResponse> {
     let from = args.from.clone().unwrap_or_default();
     let samples = args.request.iter().map(|request| v1::ExplainRequest {
@@ -80,9 +136,31 @@ async fn ask(
     let files = files
         .into_iter()
         .map(|(path, content)| v1::File { path: path.display().to_string(), content });
-    let request = v1::PreviewObjectsRequest { files: files.collect(), samples: samples.collect() };
-    let mut client = args.admin.client().await?;
+    let request = v1::PreviewObjectsRequest {
+        files: files.collect(),
+        samples: samples.collect(),
+        recorded: recording.asked(&from),
+    };
+    progress.is(&match recording.requests.len() {
+        0 => "comparing".to_owned(),
+        count => format!("comparing, with {} different requests", spaced(count)),
+    });
+    let mut client = args.admin.client_within(ANSWER).await?;
     Ok(client.preview_objects(request).await.map_err(status_error)?.into_inner())
+}
+
+/// The answer of weir, with what was read from the file of requests.
+fn json(
+    answer: &v1::PreviewObjectsResponse,
+    args: &Args,
+    recording: &Recording,
+) -> anyhow::Result<serde_json::Value> {
+    let mut json = proto_json::message_to_json(answer)?;
+    if args.samples.is_some() {
+        let object = json.as_object_mut().context("the answer is not an object")?;
+        object.insert("recording".to_owned(), recording.json());
+    }
+    Ok(json)
 }
 
 fn changes(answer: &v1::PreviewObjectsResponse) -> bool {
@@ -90,7 +168,7 @@ fn changes(answer: &v1::PreviewObjectsResponse) -> bool {
     !answer.problems.is_empty() || answer.objects.iter().any(|item| item.change() != unchanged)
 }
 
-fn report(answer: &v1::PreviewObjectsResponse, requests: &[String]) -> String {
+fn report(answer: &v1::PreviewObjectsResponse, args: &Args) -> String {
     let mut out = objects(answer);
     let [changed, all] = [answer.changed_proxies, answer.proxies];
     out += &format!("\n{changed} of {all} connected proxies would get something else.\n");
@@ -98,7 +176,7 @@ fn report(answer: &v1::PreviewObjectsResponse, requests: &[String]) -> String {
         let head = ["TYPE", "RESOURCE", "CHANGE", " PROXIES"];
         out += &table(head, answer.resources.iter().map(resource));
     }
-    for (sample, request) in answer.samples.iter().zip(requests) {
+    for (sample, request) in answer.samples.iter().zip(&args.request) {
         out += &match sample.changed {
             false => format!("\n{request}: the same as now\n"),
             true => format!(
@@ -108,6 +186,9 @@ fn report(answer: &v1::PreviewObjectsResponse, requests: &[String]) -> String {
             ),
         };
     }
+    if let Some(replay) = &answer.replay {
+        out += &replayed(replay, args.from.as_deref().unwrap_or_default());
+    }
     if !answer.held.is_empty() {
         out += "\nHeld back until an endpoint is ready:\n";
         answer.held.iter().for_each(|held| out += &line(held));
@@ -115,6 +196,57 @@ fn report(answer: &v1::PreviewObjectsResponse, requests: &[String]) -> String {
     if !answer.findings.is_empty() {
         out += "\nNew findings:\n";
         answer.findings.iter().for_each(|finding| out += &line(&found(finding)));
+    }
+    out
+}
+
+/// How many groups of requests are shown.
+const SHOWN: usize = 20;
+
+/// What becomes of recorded requests.
+fn replayed(replay: &v1::Replay, from: &str) -> String {
+    let [elsewhere, all, other] =
+        [replay.elsewhere, replay.requests, replay.other_settings].map(spaced);
+    let mut out = format!("\n{elsewhere} of {all} requests of {from} would go elsewhere.\n");
+    if replay.other_settings > 0 {
+        out += &format!(
+            "{other} would go where they go now, with other settings, such as a timeout.\n"
+        );
+    }
+    for group in replay.moves.iter().take(SHOWN) {
+        let example = group.example.clone().unwrap_or_default();
+        let headers = example.headers.iter().map(|header| format!(" -H '{header}'"));
+        let example = format!("{}{}", example.request, headers.collect::<String>());
+        let count = spaced(group.requests);
+        out += &match group.requests {
+            1 => format!("\n1 request: {example}\n"),
+            _ => format!("\n{count} requests such as {example}\n"),
+        };
+        for (label, ends) in [("now", &group.before), ("then", &group.after)] {
+            for (n, end) in ends.iter().enumerate() {
+                out += &format!("  {:<4}  {end}\n", if n == 0 { label } else { "" });
+            }
+        }
+    }
+    let rest = replay.moves.iter().skip(SHOWN);
+    let (groups, requests) =
+        rest.fold((0, 0), |(groups, sum), group| (groups + 1, sum + group.requests));
+    if groups > 0 {
+        out +=
+            &format!("\n{} more in {groups} smaller groups: -o json has all\n", spaced(requests));
+    }
+    out
+}
+
+/// A number with a blank before each three digits.
+fn spaced(number: impl ToString) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            out.push(' ');
+        }
+        out.push(digit);
     }
     out
 }
@@ -159,4 +291,37 @@ fn line(text: &str) -> String {
 
 fn indented(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        let cases = [(0, "0"), (999, "999"), (1204, "1 204"), (1_234_567, "1 234 567")];
+        for (number, wanted) in cases {
+            assert_eq!(spaced(number), wanted);
+        }
+    }
+
+    #[test]
+    fn the_largest_groups_are_shown_and_the_others_are_summed_up() {
+        let groups = (0..SHOWN + 2).map(|n| v1::replay::Move {
+            before: vec!["100.00 %  a".into()],
+            after: vec!["90.00 %  a".into(), "10.00 %  b".into()],
+            requests: if n == 0 { 1500 } else { 3 },
+            example: Some(v1::ExplainRequest {
+                request: format!("GET http://a/{n}"),
+                ..Default::default()
+            }),
+        });
+        let moves: Vec<_> = groups.collect();
+        let replay = v1::Replay { requests: 9876, elsewhere: 1563, other_settings: 0, moves };
+        let text = replayed(&replay, "shop/client-0");
+        let start = "\n1 563 of 9 876 requests of shop/client-0 would go elsewhere.\n\n\
+            1 500 requests such as GET http://a/0\n  now   100.00 %  a\n  then  90.00 %  a\n        10.00 %  b\n";
+        assert!(text.starts_with(start), "{text}");
+        assert!(text.ends_with("\n6 more in 2 smaller groups: -o json has all\n"), "{text}");
+    }
 }

@@ -12,7 +12,7 @@ mod request;
 mod tests;
 mod text;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ use prost::Message;
 pub(crate) use answer::{ConsideredRoute, Endpoint};
 pub use answer::{Destination, Explanation, Outcome};
 pub use request::{Request, TrafficQuery};
-pub(crate) use text::{succeeds, text};
+pub(crate) use text::{ends, succeeds, text};
 
 use crate::api::{ObjectKey, shares};
 use crate::mesh::{
@@ -58,17 +58,30 @@ pub(crate) fn explain_with(
     traffic: &TrafficQuery,
     servers: &ServersWithoutCertificates,
 ) -> Explanation {
-    Simulator { view, snapshot, servers }.simulate(traffic)
+    Simulator::new(view, snapshot, servers).simulate(traffic)
 }
 
-struct Simulator<'a> {
+/// Simulates traffic from the proxies of one view.
+pub(crate) struct Simulator<'a> {
     view: &'a ScopeView<'a>,
     snapshot: &'a Snapshot,
     servers: &'a ServersWithoutCertificates,
+    /// The route configurations that were needed so far, by name. One of them may hold all hosts of a large mesh.
+    decoded: BTreeMap<String, Option<Arc<route::RouteConfiguration>>>,
 }
 
-impl Simulator<'_> {
-    fn simulate(&self, traffic: &TrafficQuery) -> Explanation {
+impl<'a> Simulator<'a> {
+    /// `snapshot` is what the proxies of `view` get. `servers` are known to have no certificates.
+    pub(crate) fn new(
+        view: &'a ScopeView<'a>,
+        snapshot: &'a Snapshot,
+        servers: &'a ServersWithoutCertificates,
+    ) -> Self {
+        Self { view, snapshot, servers, decoded: BTreeMap::new() }
+    }
+
+    /// Explains how `traffic` is routed.
+    pub(crate) fn simulate(&mut self, traffic: &TrafficQuery) -> Explanation {
         // HTTP inside TLS is opaque; only the server name is visible.
         let (host, port, sni, is_http) = match traffic {
             TrafficQuery::Http(request) if request.scheme == "https" => {
@@ -194,13 +207,21 @@ impl Simulator<'_> {
         })
     }
 
-    fn http(&self, routes: &str, request: &Request, answer: &mut Explanation) {
+    fn configuration(&mut self, routes: &str) -> Option<Arc<route::RouteConfiguration>> {
+        if let Some(known) = self.decoded.get(routes) {
+            return known.clone();
+        }
+        let resource = self.snapshot.get(ResourceType::Route).get(routes);
+        let decoded = resource.and_then(|resource| {
+            route::RouteConfiguration::decode(resource.bytes().as_slice()).ok().map(Arc::new)
+        });
+        self.decoded.insert(routes.to_owned(), decoded.clone());
+        decoded
+    }
+
+    fn http(&mut self, routes: &str, request: &Request, answer: &mut Explanation) {
         answer.outcome = Outcome::NoRoute;
-        let Some(resource) = self.snapshot.get(ResourceType::Route).get(routes) else {
-            return;
-        };
-        let Ok(configuration) = route::RouteConfiguration::decode(resource.bytes().as_slice())
-        else {
+        let Some(configuration) = self.configuration(routes) else {
             return;
         };
         let Some((host, domain)) = matching::virtual_host(&configuration, &request.authority)

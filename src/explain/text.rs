@@ -59,22 +59,56 @@ pub(crate) fn text(answer: &Explanation) -> String {
             for (name, value) in policies {
                 lines.add(name, value);
             }
-            let is_http = answer.route_configuration.is_some();
-            let failure = if is_http { "503" } else { "the connection is closed" };
+            let failure = failure(answer);
             for (label, list) in [("to", destinations), ("mirrored to", copies)] {
                 for to in list {
                     add_destination(label, to, failure, &mut lines);
                 }
             }
         }
-        Outcome::Redirect { status, location } => {
-            lines.add("response", &format!("{status}, to {location}"));
-        }
-        Outcome::Respond { status, body } => lines.add("response", &format!("{status} {body}")),
-        Outcome::NoRoute => lines.add("response", "404: no route matches"),
-        Outcome::Closed => lines.add("response", "the connection is closed: nothing matches"),
+        other => lines.add("response", &response(other)),
     }
     lines.0
+}
+
+/// What happens to traffic that a destination cannot take.
+fn failure(answer: &Explanation) -> &'static str {
+    if answer.route_configuration.is_some() { "503" } else { "the connection is closed" }
+}
+
+/// The answer of the proxy itself.
+fn response(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Redirect { status, location } => format!("{status}, to {location}"),
+        Outcome::Respond { status, body } => format!("{status} {body}"),
+        Outcome::NoRoute => "404: no route matches".to_owned(),
+        Outcome::Closed => "the connection is closed: nothing matches".to_owned(),
+        Outcome::Forward { .. } => String::new(),
+    }
+}
+
+/// Where traffic ends up, for people: a line for each destination with its share in percent, or one for the response.
+/// It is the same for two requests that differ only in what happens on the way.
+pub(crate) fn ends(answer: &Explanation) -> Vec<String> {
+    let Outcome::Forward { destinations, copies, .. } = &answer.outcome else {
+        return vec![response(&answer.outcome)];
+    };
+    let labelled = [("", destinations), ("mirrored to ", copies)].into_iter();
+    let all = labelled.flat_map(|(label, list)| list.iter().map(move |to| (label, to)));
+    all.map(|(label, to)| {
+        let share = format!("{label}{:>6.2} %  {}", to.percent, to.cluster);
+        let failure = failure(answer);
+        if to.missing {
+            format!("{share}: this cluster does not exist: {failure}")
+        } else if to.refused {
+            format!("{share}: every endpoint refuses the connection: {failure}")
+        } else if !has_healthy_endpoint(to) {
+            format!("{share}: no endpoint is ready: {failure}")
+        } else {
+            share
+        }
+    })
+    .collect()
 }
 
 fn add_considered(considered: &[ConsideredRoute], lines: &mut Lines) {

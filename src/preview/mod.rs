@@ -1,6 +1,7 @@
 //! What applying files to the objects that weir reads would change, before anyone applies them: which objects, which
 //! resources of how many proxies, what becomes of given requests, and which problems come up. Pure.
 
+mod replay;
 mod resources;
 #[cfg(test)]
 mod tests;
@@ -9,12 +10,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub(crate) use replay::{Move, Recorded, Replay};
 pub(crate) use resources::{ResourceChange, ResourceDifference};
 
 use crate::analyze::{self, Finding};
 use crate::api::{Kind, Object, ObjectKey};
 use crate::explain::{self, TrafficQuery};
-use crate::mesh::{Mesh, MeshBuilder, MeshConfig, Proxy, Scope, ScopeView};
+use crate::mesh::{Mesh, MeshBuilder, MeshConfig, Proxy, Scope};
 use crate::rollout_guard::{HeldChange, RolloutGuard};
 use crate::snapshot::SnapshotBuilder;
 use crate::source::loader::{Content, Loader};
@@ -28,7 +30,7 @@ pub(crate) type File = (PathBuf, Vec<u8>);
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     /// The client.
-    pub proxy: Proxy,
+    pub proxy: Arc<Proxy>,
     /// What it sends.
     pub traffic: TrafficQuery,
 }
@@ -46,6 +48,8 @@ pub(crate) struct Preview {
     pub resources: Vec<ResourceDifference>,
     /// The text of [`explain`] before and after, for each sample.
     pub samples: Vec<[String; 2]>,
+    /// What becomes of the recorded requests.
+    pub replay: Replay,
     /// Findings of [`analyze`] that there would be, and are not now.
     pub findings: Vec<Finding>,
     /// The changes that would be held back, and are not now.
@@ -82,36 +86,26 @@ impl State {
         let (mesh, held) = RolloutGuard::default().apply(wanted);
         Self { store, mesh, held }
     }
-
-    /// The answer of [`explain`] as text.
-    fn answer(&self, sample: &Sample, snapshots: &mut SnapshotBuilder) -> String {
-        let scope = self.mesh.scope(&sample.proxy);
-        let snapshot = snapshots.snapshot(&self.mesh, &scope);
-        let view = ScopeView::new(&self.mesh, &scope);
-        let mut answer = explain::explain(&view, &snapshot, &sample.traffic);
-        answer.add_held(&self.held);
-        explain::text(&answer)
-    }
 }
 
-/// What applying `files` to the objects of `store` would change for these proxies and samples.
+/// What applying `files` to the objects of `store` would change for these proxies, samples and recorded requests.
 pub(crate) fn preview(
     store: &Store,
     config: &MeshConfig,
     files: Vec<File>,
     proxies: &[Arc<Proxy>],
     samples: &[Sample],
+    recorded: &[Recorded],
 ) -> Preview {
     let mut preview = Preview::default();
     let changed = preview.apply(store, config, files);
     let [before, after] = [store.clone(), changed].map(|store| State::new(store, config));
     let mut snapshots = [SnapshotBuilder::default(), SnapshotBuilder::default()];
     preview.compare(&before, &after, proxies, &mut snapshots);
-    let [old, new] = &mut snapshots;
-    preview.samples = samples
-        .iter()
-        .map(|sample| [before.answer(sample, old), after.answer(sample, new)])
-        .collect();
+    replay::both(&[&before, &after], samples, &mut snapshots, |_, answers| {
+        preview.samples.push(answers.map(|answer| explain::text(&answer)));
+    });
+    preview.replay = replay::replay(&[&before, &after], recorded, &mut snapshots);
     let known = analyze::analyze(&before.store, config);
     preview.findings = analyze::analyze(&after.store, config);
     preview.findings.retain(|finding| !known.iter().any(|other| is_same(finding, other)));

@@ -20,6 +20,11 @@ const SLICE: &str = "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n
     - {addresses: [10.2.0.2], conditions: {ready: true}, targetRef: {kind: Pod, name: web-v2, namespace: shop}}\n";
 
 fn previewed(files: &str) -> Preview {
+    replayed(files, &[])
+}
+
+/// The preview with requests that `shop/client-0` sent so often before.
+fn replayed(files: &str, recorded: &[(&str, u64)]) -> Preview {
     let store = store(&(base() + SLICE + &route([90, 10])));
     let config = MeshConfig::default();
     let names = [("shop", "client-0"), ("shop", "client-1"), ("third", "client-0")];
@@ -27,9 +32,14 @@ fn previewed(files: &str) -> Preview {
         Arc::new(mesh::proxy_of_pod(&store, &config, namespace, pod).unwrap())
     });
     let traffic = Request::parse("GET http://web.shop/", &[]).map(TrafficQuery::Http).unwrap();
-    let sample = Sample { proxy: (*proxies[0]).clone(), traffic };
+    let sample = Sample { proxy: proxies[0].clone(), traffic };
+    let recorded = recorded.iter().map(|(request, count)| {
+        let traffic = Request::parse(request, &[]).map(TrafficQuery::Http).unwrap();
+        Recorded { sample: Sample { traffic, ..sample.clone() }, count: *count }
+    });
+    let recorded: Vec<_> = recorded.collect();
     let files = vec![(PathBuf::from("new.yaml"), files.as_bytes().to_vec())];
-    preview(&store, &config, files, &proxies, &[sample])
+    preview(&store, &config, files, &proxies, &[sample], &recorded)
 }
 
 fn places(preview: &Preview) -> Vec<(&str, &str, &str, ResourceChange, usize)> {
@@ -90,4 +100,39 @@ fn a_file_that_is_not_yaml_is_a_problem_of_its_own() {
     let preview = previewed("{[");
     assert!(preview.objects.is_empty() && preview.problems.len() == 1, "{preview:?}");
     assert!(preview.problems[0].to_string().starts_with("new.yaml:1"), "{preview:?}");
+}
+
+/// The route with one for `/api` before it, which goes to v2.
+fn with_api(timeout: &str) -> String {
+    let api = format!(
+        "http: [{{match: [{{uri: {{prefix: /api}}}}], route: [{{destination: {{host: web, subset: v2}}}}]}}, {{{timeout}"
+    );
+    route([90, 10]).replace("http: [{", &api)
+}
+
+#[test]
+fn recorded_requests_are_grouped_by_where_they_go_now_and_then() {
+    let recorded = [
+        ("GET http://web.shop/", 7),
+        ("GET http://web.shop/api/a", 2),
+        ("GET http://web.shop/api/b", 40),
+        ("POST http://web.shop/api", 8),
+        ("GET http://nothing.example/", 1),
+    ];
+    let replay = replayed(&with_api(""), &recorded).replay;
+    assert_eq!((replay.requests, replay.other_settings), (58, 0), "{replay:?}");
+    let [group] = &*replay.moves else { panic!("{replay:?}") };
+    assert_eq!((group.requests, group.example), (50, 2), "{replay:?}");
+    let [v1, v2] = &*group.before else { panic!("{replay:?}") };
+    assert!(v1.contains("90.00 %") && v1.contains("|v1|") && v2.contains("|v2|"), "{replay:?}");
+    let [only] = &*group.after else { panic!("{replay:?}") };
+    assert!(only.contains("100.00 %  outbound|80|v2|"), "{replay:?}");
+}
+
+#[test]
+fn recorded_requests_with_another_timeout_do_not_go_elsewhere() {
+    let recorded = [("GET http://web.shop/", 7), ("GET http://web.shop/api", 3)];
+    let replay = replayed(&with_api("timeout: 3s, "), &recorded).replay;
+    assert_eq!(replay.other_settings, 7, "{replay:?}");
+    assert_eq!(replay.moves.iter().map(|group| group.requests).sum::<u64>(), 3, "{replay:?}");
 }

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use serde::Serialize;
 
-use super::progress::Progress;
 use super::{Mode, host_and_port, number};
 use crate::bench::mesh::Edit;
 use crate::bench::objects::{Cluster, Objects};
@@ -23,6 +22,7 @@ use crate::canary::load::Load;
 use crate::canary::objects::{self, NAMESPACE, Ports};
 use crate::canary::patterns::{self, Pattern, State, Step, Write};
 use crate::canary::sidecar;
+use crate::cli::progress::Progress;
 use crate::cli::remote::Output;
 use crate::cli::signals::Signals;
 use crate::cli::table::table;
@@ -124,7 +124,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ok(binary) => binary,
         Err(status) => return Ok(ExitCode::from(status)),
     };
-    let progress = Progress::start();
+    let progress = Progress::start("weir bench");
     let mut stage = Stage::default();
     let played = tokio::select! {
         played = stage.play(&args, &binary, &progress) => Ok(played),

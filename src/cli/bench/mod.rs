@@ -2,7 +2,6 @@
 
 mod canary;
 mod charts;
-mod progress;
 mod text;
 mod world;
 
@@ -20,8 +19,8 @@ use crate::bench::mesh::Size;
 use crate::bench::phases::{Kind, Settings};
 use crate::bench::report::Report;
 use crate::bootstrap::AdsVariant;
+use crate::cli::progress::Progress;
 use crate::xds::stream::runtime_layers;
-use progress::Progress;
 use world::World;
 
 /// Measure weir, or any xDS server, on a mesh made for it
@@ -351,7 +350,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         return canary::run(args).await;
     }
     let mut signals = Signals::new()?;
-    let progress = Progress::start();
+    let progress = Progress::start("weir bench");
     let mut report = Report {
         server: args.address.clone().unwrap_or_else(|| "weir".to_owned()),
         mode: args.mode.name(),

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::progress::Progress;
 use super::{Args, Source};
 use crate::admission::descriptors;
 use crate::bench::mesh::{Mesh, Size};
@@ -19,6 +18,7 @@ use crate::bench::process::{Launch, Weir, usage};
 use crate::bench::proxies::Proxies;
 use crate::bench::report::Run;
 use crate::bench::stream::Shared;
+use crate::cli::progress::Progress;
 use crate::cli::signals::Signals;
 use crate::envoy::Admin;
 use crate::source::kubernetes;

@@ -21,13 +21,14 @@ struct Activity {
 #[derive(Debug)]
 pub(crate) struct Progress {
     activity: Arc<Mutex<Activity>>,
+    command: &'static str,
     terminal: bool,
     _reports: AbortOnDropHandle<()>,
 }
 
 impl Progress {
-    /// Begins to report.
-    pub(crate) fn start() -> Self {
+    /// Begins to report, in the name of a command such as `weir bench`. Needs a runtime.
+    pub(crate) fn start(command: &'static str) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let activity =
             Arc::new(Mutex::new(Activity { what: String::new(), since: Instant::now() }));
@@ -42,11 +43,11 @@ impl Progress {
                     (now.what.clone(), now.since)
                 };
                 if !what.is_empty() && since.elapsed() >= TERMINAL {
-                    say(terminal, &format!("{what}, {} s", since.elapsed().as_secs()));
+                    say(command, terminal, &format!("{what}, {} s", since.elapsed().as_secs()));
                 }
             }
         });
-        Self { activity, terminal, _reports: AbortOnDropHandle::new(reports) }
+        Self { activity, command, terminal, _reports: AbortOnDropHandle::new(reports) }
     }
 
     /// This is being done now.
@@ -64,15 +65,17 @@ impl Progress {
     pub(crate) fn clear(&self) {
         self.is("");
         if self.terminal {
-            say(true, "");
+            say(self.command, true, "");
         }
     }
 }
 
 /// That standard error is closed is no reason to stop.
-fn say(terminal: bool, text: &str) {
+fn say(command: &str, terminal: bool, text: &str) {
     let mut out = std::io::stderr().lock();
-    let _ =
-        if terminal { write!(out, "\r\x1b[K{text}") } else { writeln!(out, "weir bench: {text}") };
+    let _ = match terminal {
+        true => write!(out, "\r\x1b[K{text}"),
+        false => writeln!(out, "{command}: {text}"),
+    };
     let _ = out.flush();
 }
