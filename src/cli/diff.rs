@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
@@ -60,8 +59,8 @@ pub(crate) struct Args {
 /// The exit status if weir cannot be asked: 1 says that something would change.
 const NO_ANSWER: u8 = 3;
 
-/// How long weir may take. Thousands of requests in a large mesh take long; progress is shown meanwhile.
-const ANSWER: Duration = Duration::from_secs(600);
+/// How many different recorded requests weir is asked about at once: the admin port answers within 30 s.
+const BATCH: usize = 500;
 
 /// Runs the command.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -136,17 +135,45 @@ async fn ask(
     let files = files
         .into_iter()
         .map(|(path, content)| v1::File { path: path.display().to_string(), content });
-    let request = v1::PreviewObjectsRequest {
+    let mut request = v1::PreviewObjectsRequest {
         files: files.collect(),
         samples: samples.collect(),
-        recorded: recording.asked(&from),
+        recorded: Vec::new(),
     };
-    progress.is(&match recording.requests.len() {
-        0 => "comparing".to_owned(),
-        count => format!("comparing, with {} different requests", spaced(count)),
-    });
-    let mut client = args.admin.client_within(ANSWER).await?;
-    Ok(client.preview_objects(request).await.map_err(status_error)?.into_inner())
+    let all = recording.asked(&from);
+    let mut batches = all.chunks(BATCH);
+    request.recorded = batches.next().map(<[_]>::to_vec).unwrap_or_default();
+    progress.is("comparing");
+    let mut client = args.admin.client().await?;
+    let mut done = request.recorded.len();
+    let first = client.preview_objects(request.clone()).await.map_err(status_error)?;
+    let mut answer = first.into_inner();
+    request.samples.clear();
+    for batch in batches {
+        progress.further(&format!("{} of {} different requests", spaced(done), spaced(all.len())));
+        request.recorded = batch.to_vec();
+        let next = client.preview_objects(request.clone()).await.map_err(status_error)?;
+        if let (Some(sum), Some(more)) = (&mut answer.replay, next.into_inner().replay) {
+            add(sum, more);
+        }
+        done += batch.len();
+    }
+    Ok(answer)
+}
+
+/// Adds what becomes of further requests, which are not more frequent.
+fn add(sum: &mut v1::Replay, more: v1::Replay) {
+    sum.requests = sum.requests.saturating_add(more.requests);
+    sum.elsewhere = sum.elsewhere.saturating_add(more.elsewhere);
+    sum.other_settings = sum.other_settings.saturating_add(more.other_settings);
+    for group in more.moves {
+        let mut all = sum.moves.iter_mut();
+        match all.find(|known| (&known.before, &known.after) == (&group.before, &group.after)) {
+            Some(known) => known.requests = known.requests.saturating_add(group.requests),
+            None => sum.moves.push(group),
+        }
+    }
+    sum.moves.sort_by_key(|group| std::cmp::Reverse(group.requests));
 }
 
 /// The answer of weir, with what was read from the file of requests.
@@ -303,6 +330,23 @@ mod tests {
         for (number, wanted) in cases {
             assert_eq!(spaced(number), wanted);
         }
+    }
+
+    fn part(before: &str, requests: u64) -> v1::Replay {
+        let before = vec![before.to_owned()];
+        let moves = vec![v1::replay::Move { before, requests, ..Default::default() }];
+        v1::Replay { requests: requests + 1, elsewhere: requests, other_settings: 1, moves }
+    }
+
+    #[test]
+    fn answers_about_parts_of_a_recording_are_added() {
+        let mut sum = part("a", 5);
+        add(&mut sum, part("b", 4));
+        add(&mut sum, part("b", 3));
+        assert_eq!((sum.requests, sum.elsewhere, sum.other_settings), (15, 12, 3));
+        let groups: Vec<_> =
+            sum.moves.iter().map(|group| (&*group.before[0], group.requests)).collect();
+        assert_eq!(groups, [("b", 7), ("a", 5)]);
     }
 
     #[test]

@@ -98,14 +98,16 @@ impl Recording {
         self.requests.insert(request, 1);
     }
 
-    /// The same for weir, as requests of the pod `from`.
+    /// The same for weir, as requests of the pod `from`. The most frequent come first.
     pub(super) fn asked(&self, from: &str) -> Vec<v1::RecordedRequest> {
         let requests = self.requests.iter().map(|((request, headers), count)| {
             let (from, request, headers) = (from.to_owned(), request.clone(), headers.clone());
             let request = v1::ExplainRequest { from, request, headers, ..Default::default() };
             v1::RecordedRequest { request: Some(request), count: *count }
         });
-        requests.collect()
+        let mut requests: Vec<_> = requests.collect();
+        requests.sort_by_key(|item| std::cmp::Reverse(item.count));
+        requests
     }
 
     /// What was read, for programs.

@@ -48,20 +48,9 @@ impl AdminArgs {
     /// # Errors
     /// The address is invalid or nothing listens there.
     pub(crate) async fn client(&self) -> anyhow::Result<AdminClient<Channel>> {
-        self.client_within(ANSWER).await
-    }
-
-    /// Connects, for a question whose answer may take this long.
-    ///
-    /// # Errors
-    /// The address is invalid or nothing listens there.
-    pub(crate) async fn client_within(
-        &self,
-        answer: Duration,
-    ) -> anyhow::Result<AdminClient<Channel>> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address()?))?;
         let channel =
-            endpoint.connect_timeout(CONNECT).timeout(answer).connect().await.with_context(
+            endpoint.connect_timeout(CONNECT).timeout(ANSWER).connect().await.with_context(
                 || format!("cannot connect to weir on {}; set --admin or $WEIR_ADMIN", self.admin),
             )?;
         Ok(AdminClient::new(channel).max_decoding_message_size(usize::MAX))
