@@ -15,7 +15,7 @@ use crate::api::{Kind, ObjectKey};
 use crate::bootstrap::dns_label;
 use crate::snapshot::{ResourceType, Snapshot, SnapshotBuilder};
 use crate::source::freshness::Freshness;
-use crate::status::{self, ProxyReport};
+use crate::status::{self, ProxyReport, SplitSelection};
 use crate::xds::stream::SentResource;
 
 /// How many reports may be queued for a client. A client that does not read gets no further reports.
@@ -334,7 +334,9 @@ impl v1::admin_server::Admin for Admin {
     ) -> Result<Response<v1::ListSplitsResponse>, Status> {
         checked_namespace(&request.get_ref().namespace)?;
         self.ensure_ready()?;
-        self.all_splits(&request.get_ref().namespace).await.map(Response::new)
+        self.all_splits(SplitSelection::of_namespace(&request.get_ref().namespace))
+            .await
+            .map(Response::new)
     }
 
     type WatchSplitsStream = Updates<v1::ListSplitsResponse>;
@@ -362,10 +364,9 @@ impl v1::admin_server::Admin for Admin {
         &self,
         request: Request<v1::ListObservedRequest>,
     ) -> Result<Response<v1::ListObservedResponse>, Status> {
-        let namespace = &request.get_ref().namespace;
-        checked_namespace(namespace)?;
+        checked_namespace(&request.get_ref().namespace)?;
         self.ensure_ready()?;
-        self.own_observed(namespace).await.map(Response::new)
+        self.own_observed(request.get_ref()).await.map(Response::new)
     }
 
     async fn get_object(

@@ -12,6 +12,7 @@ use super::Admin;
 use super::api::v1;
 use super::splits::Place;
 use crate::api::{Kind, ObjectKey};
+use crate::status::SplitSelection;
 use crate::timeline::{EntryKind, Note};
 
 /// How often weights and shares are sampled.
@@ -84,6 +85,15 @@ impl History {
             newest.is_some_and(|newest| oldest.as_ref().is_ok_and(|oldest| newest > *oldest))
         });
         notes
+    }
+
+    /// What is sampled next: the VirtualServices that have samples, and as many more as there is room for. In a large mesh
+    /// all of them would keep a core busy.
+    fn selection(&self) -> SplitSelection {
+        let routes = self.routes.lock();
+        let known = routes.keys().map(|(object, ..)| object.clone()).collect();
+        let room = ROUTES.saturating_sub(routes.len());
+        SplitSelection { namespace: String::new(), only: Some((known, room)) }
     }
 
     /// The samples of a VirtualService's routes, oldest first.
@@ -186,7 +196,7 @@ pub(crate) async fn sample(admin: Admin) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match admin.all_splits("").await {
+        match admin.all_splits(admin.history.selection()).await {
             Ok(answer) => {
                 let notes = admin.history.add(&answer.splits, Timestamp::now());
                 admin.timeline.record(notes);
@@ -252,6 +262,15 @@ mod tests {
         assert_eq!(told, [None, None, no, None, again, None, no]);
         let unknown = History::default();
         assert!(unknown.add(&[split("web", 1.0)], Timestamp::UNIX_EPOCH).is_empty());
+    }
+
+    #[test]
+    fn only_what_has_room_is_sampled() {
+        let history = History::default();
+        history.add(&[split("web", 1.0), split("api", 1.0)], Timestamp::UNIX_EPOCH);
+        let (known, room) = history.selection().only.unwrap();
+        let keys = ["api", "web"].map(|name| ObjectKey::new(Kind::VirtualService, "shop", name));
+        assert_eq!((known, room), (keys.into(), ROUTES - 2));
     }
 
     #[test]

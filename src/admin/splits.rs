@@ -1,6 +1,6 @@
 //! The weighted routes with what was observed of them, over all replicas.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -17,12 +17,15 @@ use crate::load::interval::{self, Interval, LEVEL, Proportion, TOLERANCE, Verdic
 use crate::load::{LoadSettings, Named};
 use crate::metrics::{WeightLabels, Weights};
 use crate::replicas::{PeerReader, observed_at};
-use crate::status::{self, ObservedRoute, Requests, SplitReport, State};
+use crate::status::{self, ObservedRoute, Requests, SplitReport, SplitSelection, State};
 use crate::timer::at;
 use crate::translate::cluster_name;
 
 /// The shortest time between two updates for reports that arrived.
 const SHORTEST: Duration = Duration::from_millis(100);
+
+/// The longest time between two updates for changes.
+const LONGEST: Duration = Duration::from_secs(5);
 
 /// The maximum number of weights in the metrics.
 const MOST_WEIGHTS: usize = 1000;
@@ -40,17 +43,13 @@ struct Others {
 pub(super) type Place = (ObjectKey, ObjectKey, String);
 
 impl Admin {
-    /// The splits of a namespace, or of all if it is empty, with what this replica's proxies reported.
-    async fn own_splits(&self, namespace: &str) -> Result<Vec<SplitReport>, Status> {
+    /// The splits with what this replica's proxies reported.
+    async fn own_splits(&self, selection: SplitSelection) -> Result<Vec<SplitReport>, Status> {
         let (state, connected) = (self.published.state(), self.connections.list());
-        let (load, namespace) = (self.load.clone(), namespace.to_owned());
+        let load = self.load.clone();
         // With many proxies that keeps a thread busy.
         let work = tokio::task::spawn_blocking(move || {
-            let mut splits = status::splits(&state, &connected, &namespace);
-            if let Some(load) = load {
-                status::observe(&state, &connected, &load, &mut splits);
-            }
-            splits
+            status::splits(&state, &connected, selection, load.as_deref())
         });
         work.await.map_err(|error| Status::internal(error.to_string()))
     }
@@ -70,26 +69,30 @@ impl Admin {
     /// The splits with what the proxies of all replicas reported.
     pub(super) async fn all_splits(
         &self,
-        namespace: &str,
+        selection: SplitSelection,
     ) -> Result<v1::ListSplitsResponse, Status> {
-        let mut reader = self.peers.read();
-        let others = self.others(&mut reader, namespace).await;
-        self.splits_with(namespace, &others).await
+        let namespace = selection.namespace.clone();
+        let is_narrow = selection.only.is_some();
+        let own = self.own_splits(selection).await?;
+        let chosen = own.iter().filter(|_| is_narrow).map(|split| &split.object);
+        let objects = chosen.collect::<BTreeSet<_>>().into_iter().map(Into::into).collect();
+        let others = if own.is_empty() {
+            Others::default()
+        } else {
+            let question = v1::ListObservedRequest { namespace, objects };
+            self.others(&mut self.peers.read(), &question).await
+        };
+        Ok(self.merged(own, &others))
     }
 
-    async fn splits_with(
-        &self,
-        namespace: &str,
-        others: &Others,
-    ) -> Result<v1::ListSplitsResponse, Status> {
+    fn merged(&self, own: Vec<SplitReport>, others: &Others) -> v1::ListSplitsResponse {
         let settings = self.load.as_ref().map(|load| load.settings());
-        let splits = self.own_splits(namespace).await?.into_iter();
-        let splits = splits.map(|split| message(split, settings, others));
-        Ok(v1::ListSplitsResponse { splits: splits.collect() })
+        let splits = own.into_iter().map(|split| message(split, settings, others));
+        v1::ListSplitsResponse { splits: splits.collect() }
     }
 
     /// What the other replicas observed.
-    async fn others(&self, reader: &mut PeerReader, namespace: &str) -> Others {
+    async fn others(&self, reader: &mut PeerReader, question: &v1::ListObservedRequest) -> Others {
         if self.load.is_none() {
             return Others::default();
         }
@@ -103,7 +106,7 @@ impl Admin {
         };
         let answers = peers.into_iter().map(|peer| async move {
             let answer = match (peer.summaries, peer.address) {
-                (Ok(_), Some(address)) => observed(address, namespace).await,
+                (Ok(_), Some(address)) => observed(address, question).await,
                 (Err(why), _) => Err(why),
                 (Ok(_), None) => Err("its address is not known".to_owned()),
             };
@@ -112,7 +115,8 @@ impl Admin {
         Others { answers: join_all(answers).await }
     }
 
-    /// Sends the splits now and on every change; what was reported once in each interval of reports.
+    /// Sends the splits now and on every change; what was reported once in each interval of reports. In a large mesh changes
+    /// are taken together, so that nine tenths of the time are left to others.
     pub(super) async fn send_splits(
         &self,
         namespace: &str,
@@ -125,13 +129,19 @@ impl Admin {
         let mut reader = self.peers.read();
         let (mut proxies, mut states) = (self.connections.changes(), self.published.changes());
         let interval = self.load.as_ref().map(|load| load.settings().interval.max(SHORTEST));
-        let mut others = self.others(&mut reader, namespace).await;
+        let selection = SplitSelection::of_namespace(namespace);
+        let question =
+            v1::ListObservedRequest { namespace: namespace.to_owned(), objects: Vec::new() };
+        let mut others = self.others(&mut reader, &question).await;
         let mut next = interval.map(|interval| tokio::time::Instant::now() + interval);
         let mut last = None;
         loop {
             proxies.mark_unchanged();
             states.mark_unchanged();
-            let update = self.splits_with(namespace, &others).await;
+            let begun = Instant::now();
+            let own = self.own_splits(selection.clone()).await;
+            let update = own.map(|own| self.merged(own, &others));
+            let pause = (begun.elapsed() * 9).min(LONGEST);
             let ends = update.is_err();
             if ends || last.as_ref() != update.as_ref().ok() {
                 last = update.as_ref().ok().cloned();
@@ -140,10 +150,15 @@ impl Admin {
                 }
             }
             tokio::select! {
+                () = to.closed() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            tokio::select! {
+                () = to.closed() => return,
                 changed = proxies.changed() => if changed.is_err() { return },
                 changed = states.changed() => if changed.is_err() { return },
                 () = at(next) => {
-                    others = self.others(&mut reader, namespace).await;
+                    others = self.others(&mut reader, &question).await;
                     next = interval.map(|interval| tokio::time::Instant::now() + interval);
                 }
             }
@@ -162,9 +177,9 @@ impl Admin {
             ));
         }
         let key = ObjectKey::new(Kind::VirtualService, &request.namespace, &request.name);
-        let splits = self.all_splits(&request.namespace).await?.splits;
-        let of = Some(v1::ObjectRef::from(&key));
-        let splits: Vec<v1::Split> = splits.into_iter().filter(|it| it.object == of).collect();
+        let only = Some((BTreeSet::from([key.clone()]), 0));
+        let selection = SplitSelection { namespace: request.namespace.clone(), only };
+        let splits = self.all_splits(selection).await?.splits;
         if splits.is_empty() {
             return match self.published.state().active.contains_key(&key) {
                 true => Err(Status::not_found(format!("{key} has no weighted route"))),
@@ -182,7 +197,7 @@ fn weights(state: &State, named: &Named) -> Weights {
     let Some(mesh) = &state.mesh else {
         return found;
     };
-    for split in status::splits(state, &[], "") {
+    for split in status::splits(state, &[], SplitSelection::default(), None) {
         let delegate = (split.defined_in != split.object).then_some(&split.defined_in);
         let route = match delegate {
             Some(key) => format!("{}/{} {}", key.namespace, key.name, split.field),
@@ -258,8 +273,8 @@ fn chosen(
 }
 
 /// What another replica observed.
-async fn observed(address: SocketAddr, namespace: &str) -> Answer {
-    let counts = observed_at(address, namespace).await?.splits.into_iter();
+async fn observed(address: SocketAddr, question: &v1::ListObservedRequest) -> Answer {
+    let counts = observed_at(address, question.clone()).await?.splits.into_iter();
     Ok(counts.filter_map(|counts| Some((place(&counts)?, counts))).collect())
 }
 
@@ -404,9 +419,15 @@ impl Admin {
     /// What this replica's proxies got, for another replica.
     pub(super) async fn own_observed(
         &self,
-        namespace: &str,
+        request: &v1::ListObservedRequest,
     ) -> Result<v1::ListObservedResponse, Status> {
-        let splits = self.own_splits(namespace).await?.into_iter();
+        let only = request.objects.iter().map(|object| {
+            object.key().ok_or_else(|| invalid("objects", format!("`{object}` names no object")))
+        });
+        let only = only.collect::<Result<BTreeSet<_>, _>>()?;
+        let only = (!only.is_empty()).then_some((only, 0));
+        let selection = SplitSelection { namespace: request.namespace.clone(), only };
+        let splits = self.own_splits(selection).await?.into_iter();
         let splits = splits.filter_map(|split| {
             let observed = split.observed?;
             let destinations = split.shares.into_iter().zip(observed.counts).map(|(to, of)| {

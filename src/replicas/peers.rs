@@ -409,10 +409,9 @@ async fn connect(address: SocketAddr) -> Result<Streaming<v1::SummariesUpdate>, 
 /// It cannot be asked, or does not answer.
 pub(crate) async fn observed_at(
     address: SocketAddr,
-    namespace: &str,
+    request: v1::ListObservedRequest,
 ) -> Result<v1::ListObservedResponse, String> {
     let asked = async {
-        let request = v1::ListObservedRequest { namespace: namespace.to_owned() };
         let answer = client(address).await?.list_observed(request).await;
         answer.map(tonic::Response::into_inner).map_err(|status| said(&status))
     };

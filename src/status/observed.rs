@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::published::{ObjectVersion, Published, State};
 use super::report::{DestinationShare, SplitReport, Verdict, weighted_routes};
-use super::visibility::{ProxiesByViewpoint, VisibleObjects};
+use super::visibility::ProxiesByViewpoint;
 use crate::api::{Destination, HttpRouteDestination, ObjectKey};
 use crate::load::{Cluster, Loads, Named, ProxyLoads};
 use crate::mesh::{Mesh, Scope, VirtualService, resolve};
@@ -70,9 +70,10 @@ pub(crate) struct OtherRoute {
 }
 
 /// Adds to each split what was observed of it.
-pub(crate) fn observe(
+pub(super) fn observe(
     state: &State,
     connected: &[ProxyStatus],
+    proxies: &mut ProxiesByViewpoint<'_, '_>,
     loads: &Loads,
     splits: &mut [SplitReport],
 ) {
@@ -80,13 +81,11 @@ pub(crate) fn observe(
         return;
     };
     let named = loads.named();
-    let mut visible = VisibleObjects::default();
-    let mut proxies = visible.by_viewpoint(mesh, connected);
     let reporters = Reporters::of(mesh, connected, loads.proxies());
     let mut viewers: Option<(ObjectKey, Viewers<'_>)> = None;
     for split in splits {
         if viewers.as_ref().is_none_or(|(of, _)| *of != split.object) {
-            let found = reporters.viewers(state, &mut proxies, &split.object);
+            let found = reporters.viewers(state, proxies, &split.object);
             viewers = Some((split.object.clone(), found));
         }
         if let Some((_, viewers)) = &viewers {

@@ -1,13 +1,14 @@
 //! Builds reports from a published state and the proxies' ACKs. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use super::observed::ObservedRoute;
+use super::observed::{ObservedRoute, observe};
 use super::published::State;
 use super::visibility::VisibleObjects;
 use crate::api::{Destination, HttpRouteDestination, ObjectKey, RouteDestination, share_of};
+use crate::load::Loads;
 use crate::mesh::{Scope, VirtualService, resolve};
 use crate::revision::MeshRevision;
 use crate::xds::connections::ProxyStatus;
@@ -240,11 +241,43 @@ impl<'a> Verdict<'a> {
     }
 }
 
-/// Every route with weighted destinations or with a change that is held back.
+/// Which VirtualServices are asked about.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SplitSelection {
+    /// Those of this namespace; of all if it is empty.
+    pub namespace: String,
+    /// Of those, only these, and others as long as they have no more than so many routes in all; `None` for all.
+    pub only: Option<(BTreeSet<ObjectKey>, usize)>,
+}
+
+impl SplitSelection {
+    /// All of a namespace, or all if it is empty.
+    pub(crate) fn of_namespace(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), only: None }
+    }
+
+    fn includes(&self, key: &ObjectKey) -> bool {
+        self.namespace.is_empty() || *key.namespace == *self.namespace
+    }
+
+    /// Whether a VirtualService with so many routes is one of those. Takes the room for them.
+    fn takes(&mut self, key: &ObjectKey, routes: usize) -> bool {
+        let Some((keys, room)) = &mut self.only else { return true };
+        if keys.contains(key) {
+            return true;
+        }
+        let left = room.checked_sub(routes);
+        *room = left.unwrap_or(*room);
+        left.is_some()
+    }
+}
+
+/// The routes with weighted destinations or with a change that is held back, and what `loads` say of them.
 pub(crate) fn splits(
     state: &State,
     connected: &[ProxyStatus],
-    namespace: &str,
+    mut selection: SplitSelection,
+    loads: Option<&Loads>,
 ) -> Vec<SplitReport> {
     let Some(mesh) = &state.mesh else {
         return Vec::new();
@@ -258,11 +291,11 @@ pub(crate) fn splits(
         .map(|virtual_service| (&virtual_service.key, virtual_service))
         .collect();
     for wanted in state.wanted.iter().filter(|item| item.is_for_mesh() && !item.hosts.is_empty()) {
-        if !namespace.is_empty() && *wanted.key.namespace != *namespace {
+        if !selection.includes(&wanted.key) {
             continue;
         }
         let routes = weighted_routes(wanted, &active, &mesh.config.domain);
-        if routes.is_empty() {
+        if routes.is_empty() || !selection.takes(&wanted.key, routes.len()) {
             continue;
         }
         let since = state.active.get(&wanted.key).map(|item| item.since).unwrap_or_default();
@@ -282,6 +315,9 @@ pub(crate) fn splits(
             invalid: state.rejections(&wanted.key),
             observed: None,
         }));
+    }
+    if let Some(loads) = loads {
+        observe(state, connected, &mut proxies, loads, &mut found);
     }
     found
 }

@@ -390,3 +390,42 @@ fn an_object_is_live_where_it_is_programmed_and_otherwise_it_is_said_what_is_mis
     assert!(!found.live && found.generation == 3, "{found:?}");
     assert!(found.message.contains("spec.http[0].route[1].weight: is the wrong type"), "{found:?}");
 }
+
+#[test]
+fn a_selection_has_what_it_names_and_others_as_long_as_there_is_room() {
+    let mut world = World::new();
+    world.route(1, 90, json!(10));
+    for name in ["a", "b"] {
+        let mut document = route(1, 50, json!(50));
+        document["metadata"]["name"] = name.into();
+        document["spec"]["hosts"] = json!([format!("{name}.example")]);
+        if name == "b" {
+            // Two routes.
+            let only = document["spec"]["http"][0].clone();
+            document["spec"]["http"][0]["match"] = json!([{"uri": {"prefix": "/x"}}]);
+            document["spec"]["http"].as_array_mut().unwrap().push(only);
+        }
+        world.apply(document);
+    }
+    world.publish();
+    let state = world.published.state();
+    for (named, room, expected) in [
+        (&[][..], 0, &[][..]),
+        (&["web"], 0, &["web"]),
+        (&["b"], 0, &["b", "b"]),
+        (&[], 2, &["a", "web"]),
+        (&["web"], 2, &["a", "web"]),
+        (&["web"], 3, &["a", "b", "b", "web"]),
+    ] {
+        let keys = named.iter().map(|name| ObjectKey::new(Kind::VirtualService, "shop", name));
+        let selection =
+            SplitSelection { namespace: String::new(), only: Some((keys.collect(), room)) };
+        let found = splits(&state, &[], selection, None);
+        let mut found: Vec<&str> = found.iter().map(|split| &*split.object.name).collect();
+        found.sort_unstable();
+        assert_eq!(found, expected, "{named:?} {room}");
+    }
+    let all = splits(&state, &[], SplitSelection::of_namespace("shop"), None);
+    let none = splits(&state, &[], SplitSelection::of_namespace("far"), None);
+    assert_eq!((all.len(), none.len()), (4, 0));
+}
