@@ -257,6 +257,11 @@ impl Drop for Exchange {
 }
 
 impl Hold {
+    /// The reserved amount.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Changes the reserved amount.
     ///
     /// # Errors

@@ -52,10 +52,11 @@ struct Peers {
     clean_at: usize,
 }
 
-/// The place of a stream that is starting, given back on drop.
+/// The place of a stream that is starting, given back when it is due, at the end of the start, and on drop.
 #[derive(Debug)]
 pub(crate) struct Start {
-    _places: [Option<OwnedSemaphorePermit>; 2],
+    /// `None` once it is given back.
+    places: Option<[Option<OwnedSemaphorePermit>; 2]>,
     begun: Instant,
     due: Instant,
 }
@@ -81,19 +82,43 @@ impl Starts {
         let own = own.acquire_owned().await.ok();
         let of_all = self.all.clone().acquire_owned().await.ok();
         let begun = Instant::now();
-        Start { _places: [own, of_all], begun, due: begun + PATIENCE }
+        Start { places: Some([own, of_all]), begun, due: begun + PATIENCE }
     }
 }
 
 impl Start {
+    /// That of a stream which needs no place.
+    pub(crate) fn without_place() -> Self {
+        let now = Instant::now();
+        Self { places: None, begun: now, due: now }
+    }
+
+    /// Does a part of the stream's work, and gives the place back if it becomes due meanwhile.
+    pub(crate) async fn during<F: Future>(&mut self, work: F) -> F::Output {
+        let mut work = std::pin::pin!(work);
+        if let Some(due) = self.due() {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = tokio::time::sleep_until(due) => self.end(),
+            }
+        }
+        work.await
+    }
+
+    /// Gives the place back.
+    pub(crate) fn end(&mut self) {
+        self.places = None;
+    }
+
     /// The client sent a request at this time, so it may keep its place for longer.
     pub(crate) fn progressed(&mut self, now: Instant) {
         self.due = (now + PATIENCE).min(self.begun + LONGEST);
     }
 
-    /// When the place is to be given back.
-    pub(crate) fn due(&self) -> Instant {
-        self.due
+    /// When the place is to be given back; `None` once it is.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.places.as_ref().map(|_| self.due)
     }
 }
 
@@ -162,11 +187,36 @@ mod tests {
     fn a_stream_keeps_its_place_as_long_as_its_client_answers_and_no_longer_than_the_limit() {
         let mut start = Starts::new(2).place(peer(1)).now_or_never().unwrap();
         let begun = start.begun;
-        assert_eq!(start.due(), begun + PATIENCE);
+        assert_eq!(start.due(), Some(begun + PATIENCE));
         for (after, due) in [(0, 3), (2, 5), (4, 6), (6, 6), (20, 6)] {
             start.progressed(begun + Duration::from_secs(after));
-            assert_eq!(start.due(), begun + Duration::from_secs(due), "{after}");
+            assert_eq!(start.due(), Some(begun + Duration::from_secs(due)), "{after}");
         }
+    }
+
+    #[tokio::test]
+    async fn work_that_takes_too_long_goes_on_without_its_place() {
+        let starts = Starts::new(2);
+        let mut start = starts.place(peer(1)).await;
+        assert_eq!(starts.all.available_permits(), 15);
+        // It is due at once.
+        start.due = start.begun;
+        let mut waits = std::pin::pin!(start.during(std::future::pending::<()>()));
+        let mut others = std::pin::pin!(starts.all.acquire_many(16));
+        tokio::select! {
+            () = &mut waits => unreachable!("it never ends"),
+            all = &mut others => assert!(all.is_ok()),
+        }
+    }
+
+    #[tokio::test]
+    async fn work_that_ends_in_time_keeps_the_place_until_the_end_of_the_start() {
+        let starts = Starts::new(2);
+        let mut start = starts.place(peer(1)).await;
+        assert_eq!(start.during(async { 7 }).await, 7);
+        assert!(start.due().is_some());
+        start.end();
+        assert_eq!((start.due(), starts.all.available_permits()), (None, 16));
     }
 
     #[test]

@@ -10,10 +10,10 @@ use crate::mesh::{self, Accepts, Protocol, Registry};
 use crate::store::Entry;
 
 /// Protocols in which the server speaks first: the words for them in names of ports and in `appProtocol`, and their
-/// well-known ports. With TLS from the start, as on 465, 993 and 995, the client speaks first.
-const PROTOCOLS: [(&str, &[&str], &[u16]); 8] = [
+/// well-known ports. With TLS from the start, as on 465, 993 and 995, the client speaks first; in SSH both do (RFC 4253,
+/// section 4.2).
+const PROTOCOLS: [(&str, &[&str], &[u16]); 7] = [
     ("FTP", &["ftp"], &[21]),
-    ("SSH", &["ssh", "sftp"], &[22]),
     ("SMTP", &["smtp", "submission"], &[25, 587]),
     ("POP3", &["pop3"], &[110]),
     ("IMAP", &["imap"], &[143]),
@@ -46,8 +46,9 @@ fn speaks_first(port: &api::ServicePort) -> Option<&'static str> {
     if !matches!(Protocol::of(port)?, Protocol::Tcp | Protocol::Unknown) {
         return None;
     }
-    let called = port.app_protocol.as_ref().unwrap_or(&port.name).to_ascii_lowercase();
-    let words: Vec<&str> = called.split(['-', '/', '.']).collect();
+    let protocol = port.app_protocol.as_deref().unwrap_or_default();
+    let called = [protocol, &port.name].map(str::to_ascii_lowercase);
+    let words: Vec<&str> = called.iter().flat_map(|text| text.split(['-', '/', '.'])).collect();
     let by_name = PROTOCOLS.iter().find(|(_, own, _)| own.iter().any(|word| words.contains(word)));
     // Where the client speaks first, the number says nothing.
     if by_name.is_none() && words.iter().any(|word| matches!(*word, "redis" | "mongo" | "tls")) {
@@ -172,6 +173,7 @@ mod tests {
             (r#"{"name": "mysql", "port": 1}"#, Some("MySQL")),
             (r#"{"name": "tcp-mysql", "port": 1}"#, Some("MySQL")),
             (r#"{"name": "db", "appProtocol": "mysql", "port": 1}"#, Some("MySQL")),
+            (r#"{"name": "mysql", "appProtocol": "tcp", "port": 1}"#, Some("MySQL")),
             (r#"{"name": "tcp", "port": 3306}"#, Some("MySQL")),
             (r#"{"name": "tcp", "port": 1, "targetPort": 3306}"#, Some("MySQL")),
             (r#"{"name": "tcp-smtp", "port": 1}"#, Some("SMTP")),
@@ -180,7 +182,9 @@ mod tests {
             // The client speaks first.
             (r#"{"name": "tcp", "port": 5432}"#, None),
             (r#"{"name": "mongo", "port": 27017}"#, None),
-            (r#"{"name": "redis", "port": 22}"#, None),
+            (r#"{"name": "redis", "port": 25}"#, None),
+            // In SSH, both do.
+            (r#"{"name": "ssh", "port": 22}"#, None),
             (r#"{"name": "tls-smtp", "port": 25}"#, None),
             (r#"{"name": "http", "port": 25}"#, None),
             (r#"{"name": "mysql", "protocol": "UDP", "port": 3306}"#, None),

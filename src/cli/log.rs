@@ -25,8 +25,8 @@ it or lag. What concerns all objects is shown too: that the Kubernetes API did n
 proxies connected. Times are in UTC, as in weir's own log.
 
 The time line is that of the replica that is asked, about its own proxies; it begins when weir starts
-and is kept in memory (see --timeline-memory of weir serve). The first line says from when on nothing
-is missing.
+and is kept in memory (see --timeline-memory of weir serve). The line `whole since` says from when on
+nothing is missing; what stands above it is not all that there was.
 
 Exit status: 0 success; 1 weir cannot be reached or knows no such object; 2 usage error.")]
 pub(crate) struct Args {

@@ -209,7 +209,8 @@ impl<'a> Connection<'a> {
             return None;
         }
         let label = member.workload.labels.get(TLS_MODE);
-        if member.takes_mutual_tls || (self.by_rule.is_some() && label.is_some()) {
+        let identities = self.view.mesh.config.identities;
+        if member.takes_mutual_tls || (identities && self.by_rule.is_some() && label.is_some()) {
             let (sent, is_certain) = self.refused_kind();
             let text = format!("{strict}: it refuses {sent}");
             return Some(Refusal { text, is_certain: is_certain && member.takes_mutual_tls });
@@ -218,7 +219,7 @@ impl<'a> Connection<'a> {
             "{strict}, but its label {TLS_MODE} is `{}`, so clients send plain text: its sidecar refuses that",
             label?
         );
-        self.view.mesh.config.identities.then_some(Refusal { text, is_certain: false })
+        identities.then_some(Refusal { text, is_certain: false })
     }
 
     /// What a server that takes only mutual TLS refuses of what the client sends, and whether it certainly does.

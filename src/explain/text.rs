@@ -1,5 +1,7 @@
 //! The answer of [`super::explain`] as text for people.
 
+use std::collections::BTreeMap;
+
 use super::{ConsideredRoute, Destination, Explanation, Outcome};
 
 /// Whether the request is answered without an error: it has a route, the clusters exist, and each has a healthy
@@ -93,22 +95,25 @@ pub(crate) fn ends(answer: &Explanation) -> Vec<String> {
     let Outcome::Forward { destinations, copies, .. } = &answer.outcome else {
         return vec![response(&answer.outcome)];
     };
+    let failure = failure(answer);
+    // By what is the same to the request: neither the order of destinations nor how often one is named matters.
+    let mut shares: BTreeMap<(&str, String), f64> = BTreeMap::new();
     let labelled = [("", destinations), ("mirrored to ", copies)].into_iter();
-    let all = labelled.flat_map(|(label, list)| list.iter().map(move |to| (label, to)));
-    all.map(|(label, to)| {
-        let share = format!("{label}{:>6.2} %  {}", to.percent, to.cluster);
-        let failure = failure(answer);
-        if to.missing {
-            format!("{share}: this cluster does not exist: {failure}")
+    for (label, to) in labelled.flat_map(|(label, list)| list.iter().map(move |to| (label, to))) {
+        let state = if to.missing {
+            format!(": this cluster does not exist: {failure}")
         } else if to.refused {
-            format!("{share}: every endpoint refuses the connection: {failure}")
+            format!(": every endpoint refuses the connection: {failure}")
         } else if !has_healthy_endpoint(to) {
-            format!("{share}: no endpoint is ready: {failure}")
+            format!(": no endpoint is ready: {failure}")
         } else {
-            share
-        }
-    })
-    .collect()
+            String::new()
+        };
+        *shares.entry((label, format!("{}{state}", to.cluster))).or_default() += to.percent;
+    }
+    let lines =
+        shares.into_iter().map(|((label, to), share)| format!("{label}{share:>6.2} %  {to}"));
+    lines.collect()
 }
 
 fn add_considered(considered: &[ConsideredRoute], lines: &mut Lines) {

@@ -136,3 +136,12 @@ fn recorded_requests_with_another_timeout_do_not_go_elsewhere() {
     assert_eq!(replay.other_settings, 7, "{replay:?}");
     assert_eq!(replay.moves.iter().map(|group| group.requests).sum::<u64>(), 3, "{replay:?}");
 }
+
+#[test]
+fn destinations_in_another_order_take_no_request_elsewhere() {
+    let swapped = route([10, 90]).replace("subset: v1", "subset: other");
+    let swapped =
+        swapped.replace("subset: v2", "subset: v1").replace("subset: other", "subset: v2");
+    let replay = replayed(&swapped, &[("GET http://web.shop/", 7)]).replay;
+    assert!(replay.moves.is_empty(), "{replay:?}");
+}

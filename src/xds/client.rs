@@ -16,7 +16,7 @@ use tracing::Instrument as _;
 
 use super::grpc::{self, Outgoing, Requests};
 use super::wire::Frame;
-use crate::admission::{Admission, Exchange, Turns};
+use crate::admission::{Admission, Exchange, Start, Turns};
 use crate::ca::CertificateAuthority;
 use crate::identity::{Identity, TokenError, TokenReviewer};
 use crate::mesh::{Proxy, ProxyError};
@@ -205,14 +205,14 @@ impl Client<'_> {
         }
     }
 
-    /// The first request, and what the stream awaits after its turn; `None` if the client ends the stream without a
+    /// The first request, and the stream's place, for which it waits after its turn; `None` if the client ends the stream without a
     /// request. A stream waits only once its first request begins: a client that only opens streams takes no turn, and a
     /// waiting stream holds almost no memory.
-    pub(super) async fn first<M: Message + Default, T>(
+    pub(super) async fn first<M: Message + Default>(
         &self,
         requests: &mut Requests<M>,
-        then: impl Future<Output = T>,
-    ) -> Result<Option<(M, T)>, Status> {
+        place: impl Future<Output = Start>,
+    ) -> Result<Option<(M, Start)>, Status> {
         let within = self.exchange.limits().first_request;
         let first = async {
             let begun = tokio::time::timeout(within, requests.begun()).await.map_err(|_| {
@@ -224,8 +224,9 @@ impl Client<'_> {
             }
             self.exchange.is_in_use();
             self.gate.turns.turn(self.exchange.peer()).await;
-            let then = then.await;
-            Ok(requests.next().await?.map(|first| (first, then)))
+            let mut start = place.await;
+            let first = start.during(requests.next()).await?;
+            Ok(first.map(|first| (first, start)))
         };
         tokio::select! {
             first = first => first,

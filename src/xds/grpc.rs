@@ -95,10 +95,9 @@ impl<M: Message + Default> Requests<M> {
             }
             if let Some((message, _)) = self.complete.take() {
                 let decoded = M::decode(message);
-                if self.buffer.is_empty() {
-                    // Requests are usually short and rare, so the memory of a long one is released.
-                    self.buffer = BytesMut::new();
-                }
+                // Requests are usually short and rare, so the memory of a long one is released, even if the next one has
+                // begun.
+                self.buffer = BytesMut::from(self.buffer.as_ref());
                 return decoded.map(Some).map_err(|error| {
                     Status::invalid_argument(format!("the request cannot be decoded: {error}"))
                 });
@@ -183,10 +182,20 @@ impl<M: Message + Default> Requests<M> {
         if all <= FREE {
             return self.charge(bytes);
         }
-        let clock = self.clock.get_or_insert_with(|| Clock::new(Instant::now()));
-        let due = clock.began + self.exchange.limits().message;
-        self.hold()?.resize_before(all, due).await.map_err(exhausted)?;
-        self.exchange.memory_free().await.map_err(exhausted)
+        if self.hold.as_ref().is_some_and(|hold| hold.bytes() == all) {
+            return Ok(());
+        }
+        self.hold()?;
+        let Self { clock, exchange, hold: Some(hold), .. } = self else { return Ok(()) };
+        let now = Instant::now();
+        let clock = clock.get_or_insert(Clock::new(now));
+        clock.resume(now);
+        let due = due(exchange.limits(), bytes, clock.began, now);
+        let _wait = Wait(clock);
+        hold.resize_before(all, due).await.map_err(exhausted)?;
+        let free = tokio::time::timeout_at(due, exchange.memory_free()).await;
+        free.map_err(|_| Status::resource_exhausted("others did not return memory in time"))?
+            .map_err(exhausted)
     }
 
     /// The next part of the body, unless the message that it belongs to misses its deadline.
@@ -487,6 +496,23 @@ mod tests {
         // Without a pause in between, time goes on.
         clock.resume(begun + Duration::from_secs(60));
         assert_eq!(clock.began, begun + Duration::from_secs(48));
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_charged_for_what_arrives_before_the_message_is_complete() {
+        let mut bytes = vec![0];
+        bytes.extend(100_000u32.to_be_bytes());
+        bytes.resize(10_000, 0);
+        let body = futures::stream::iter([part(&bytes)]).chain(futures::stream::pending());
+        let exchange = exchange();
+        let body = Body::new(StreamBody::new(body));
+        let mut requests = Requests::<DiscoveryRequest>::new(body, exchange);
+        assert!(requests.begun().now_or_never().unwrap().unwrap());
+        assert!(
+            requests.hold.as_ref().is_some_and(|hold| (10_000..50_000).contains(&hold.bytes()))
+        );
+        assert!(requests.next().now_or_never().is_none());
+        assert!(requests.hold.as_ref().is_some_and(|hold| hold.bytes() > 100_000));
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use super::client::{Access, Caller, Client, Gate, not_served, shutting_down};
 use super::grpc::Requests;
 use super::node::read_node;
 use super::wire::Frame;
-use crate::admission::Exchange;
+use crate::admission::{Exchange, Start};
 use crate::load::{LoadStatsRequest, Loads, Refused};
 use crate::timer::at;
 
@@ -94,7 +94,8 @@ async fn serve(
     loads: &Arc<Loads>,
     mut requests: Requests<LoadStatsRequest>,
 ) -> Result<(), Status> {
-    let Some((first, ())) = client.first(&mut requests, async {}).await? else {
+    let place = async { Start::without_place() };
+    let Some((first, _)) = client.first(&mut requests, place).await? else {
         return Ok(());
     };
     let node = Node::decode(first.node.clone())

@@ -29,7 +29,7 @@ use super::grpc::Requests;
 use super::load::LoadReporting;
 use super::node::read_node;
 use super::stream::{self, Answer, Stream, StreamSettings, Variant};
-use crate::admission::{self, Admission, Exchange, Limits, Protocol, Start, Starts, Turns};
+use crate::admission::{self, Admission, Exchange, Limits, Protocol, Starts, Turns};
 use crate::ca::{CertificateAuthority, CertificateService};
 use crate::identity::TokenReviewer;
 use crate::load::Loads;
@@ -340,30 +340,30 @@ impl StreamTask<'_> {
     async fn run<M: DiscoveryRequest>(&self, mut requests: Requests<M>) -> Result<(), Status> {
         let shared = self.shared;
         let starts = shared.starts.place(self.client.exchange.peer());
-        let Some((first, start)) = self.client.first(&mut requests, starts).await? else {
+        let Some((first, mut start)) = self.client.first(&mut requests, starts).await? else {
             return Ok(());
         };
-        let mut served = self.serve(&first).await?;
+        let mut served = start.during(self.serve(&first)).await?;
         let mut inventory_requests = shared.connections.register(self.id, &served.status);
         // One that asks for each type on a stream of its own never says that it has all of a state.
         let loads = shared.loads.as_ref().filter(|_| self.kind.is_none());
         let mut presence =
             loads.map(|loads| loads.connected(&served.status.id, &served.status.proxy));
-        let (mut request, mut start) = (Some(first), Some(start));
+        let mut request = Some(first);
         let mut leave_at: Option<tokio::time::Instant> = None;
         let mut token_lost = pin!(self.client.token_lost(served.token_expires));
         loop {
             if let Some(message) = request.take() {
                 self.handle_request(&mut served, message)?;
-                if let Some(start) = start.as_mut() {
-                    start.progressed(tokio::time::Instant::now());
-                }
+                start.progressed(tokio::time::Instant::now());
             }
-            if !self.respond(&mut served).await? {
+            if !start.during(self.respond(&mut served)).await? {
                 return Ok(());
             }
             requests.settle(served.held_bytes())?;
-            start = start.filter(|_| !served.status.resting);
+            if served.status.resting {
+                start.end();
+            }
             shared.connections.set(self.id, &served.status);
             if let Some((presence, has)) = presence.as_mut().zip(served.status.has()) {
                 presence.acked(has);
@@ -383,7 +383,7 @@ impl StreamTask<'_> {
                 }
                 () = served.beside.changed() => {}
                 () = wake => {}
-                () = at(start.as_ref().map(Start::due)) => start = None,
+                () = at(start.due()) => start.end(),
                 () = self.client.exchange.over() => return Err(self.client.revoked()),
                 () = self.client.gate.closing.cancelled(), if leave_at.is_none() => {
                     leave_at = Some(self.client.leave_at());

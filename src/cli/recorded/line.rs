@@ -4,6 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::Request;
+use crate::translate::{INBOUND_PASSTHROUGH, is_inbound};
 
 /// What a line is.
 #[derive(Debug, PartialEq, Eq)]
@@ -113,8 +114,10 @@ fn headers(object: &Map<String, Value>) -> Result<Vec<String>, String> {
 impl Fields {
     /// The line that has these fields. In an access log, a line without a method is about a connection without HTTP.
     fn line(self, is_log: bool) -> Result<Line, String> {
-        let received =
-            self.upstream_cluster.as_ref().is_some_and(|name| name.starts_with("inbound|"));
+        let received = self.upstream_cluster.as_ref().is_some_and(|name| {
+            // Envoy's statistics, and so its log, may have the name with a semicolon.
+            is_inbound(name) || name.trim_end_matches(';') == INBOUND_PASSTHROUGH
+        });
         if received || (is_log && self.method.is_none()) {
             return Ok(Line::NotSent);
         }
@@ -256,8 +259,10 @@ mod tests {
         let agent = ["user-agent: curl/8"];
         let out = r#","upstream_cluster":"outbound|80|v1|web.shop.svc.cluster.local""#;
         assert_eq!(read_line(&istio(out)), sent("GET http://web:80/api", &agent));
-        let received = r#","upstream_cluster":"inbound|80||""#;
-        assert_eq!(read_line(&istio(received)), Ok(Line::NotSent));
+        for received in ["inbound|80||", "inbound|80||;", "InboundPassthroughCluster"] {
+            let more = format!(r#","upstream_cluster":"{received}""#);
+            assert_eq!(read_line(&istio(&more)), Ok(Line::NotSent), "{received}");
+        }
         let tcp = istio(out).replace("\"GET\"", "null").replace("\"/api\"", "null");
         assert_eq!(read_line(&tcp), Ok(Line::NotSent));
     }
