@@ -175,8 +175,8 @@ impl<M: Message + Default> Requests<M> {
         })
     }
 
-    /// Like [`Requests::charge`], but waits for memory until the message's deadline: many proxies that share an address
-    /// may start together.
+    /// Like [`Requests::charge`], but waits for memory, as long as a short message may take: many proxies that share an
+    /// address may start together.
     async fn charge_before_due(&mut self, bytes: usize) -> Result<(), Status> {
         let all = self.settled.saturating_add(bytes);
         if all <= FREE {
@@ -190,7 +190,7 @@ impl<M: Message + Default> Requests<M> {
         let now = Instant::now();
         let clock = clock.get_or_insert(Clock::new(now));
         clock.resume(now);
-        let due = due(exchange.limits(), bytes, clock.began, now);
+        let due = clock.began + exchange.limits().message;
         let _wait = Wait(clock);
         hold.resize_before(all, due).await.map_err(exhausted)?;
         let free = tokio::time::timeout_at(due, exchange.memory_free()).await;
