@@ -52,11 +52,15 @@ struct Peers {
     clean_at: usize,
 }
 
-/// The place of a stream that is starting, given back when it is due, at the end of the start, and on drop.
-#[derive(Debug)]
+/// The start of a stream. It has a place until the place is due, the start ends, or this is dropped.
+#[derive(Debug, Default)]
 pub(crate) struct Start {
-    /// `None` once it is given back.
-    places: Option<[Option<OwnedSemaphorePermit>; 2]>,
+    place: Option<Place>,
+}
+
+#[derive(Debug)]
+struct Place {
+    _permits: [Option<OwnedSemaphorePermit>; 2],
     begun: Instant,
     due: Instant,
 }
@@ -82,18 +86,13 @@ impl Starts {
         let own = own.acquire_owned().await.ok();
         let of_all = self.all.clone().acquire_owned().await.ok();
         let begun = Instant::now();
-        Start { places: Some([own, of_all]), begun, due: begun + PATIENCE }
+        let place = Place { _permits: [own, of_all], begun, due: begun + PATIENCE };
+        Start { place: Some(place) }
     }
 }
 
 impl Start {
-    /// That of a stream which needs no place.
-    pub(crate) fn without_place() -> Self {
-        let now = Instant::now();
-        Self { places: None, begun: now, due: now }
-    }
-
-    /// Does a part of the stream's work, and gives the place back if it becomes due meanwhile.
+    /// Runs a part of the stream's work, and gives the place back if it becomes due meanwhile.
     pub(crate) async fn during<F: Future>(&mut self, work: F) -> F::Output {
         let mut work = std::pin::pin!(work);
         if let Some(due) = self.due() {
@@ -108,17 +107,19 @@ impl Start {
 
     /// Gives the place back.
     pub(crate) fn end(&mut self) {
-        self.places = None;
+        self.place = None;
     }
 
     /// The client sent a request at this time, so it may keep its place for longer.
     pub(crate) fn progressed(&mut self, now: Instant) {
-        self.due = (now + PATIENCE).min(self.begun + LONGEST);
+        if let Some(place) = &mut self.place {
+            place.due = (now + PATIENCE).min(place.begun + LONGEST);
+        }
     }
 
     /// When the place is to be given back; `None` once it is.
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.places.as_ref().map(|_| self.due)
+        self.place.as_ref().map(|place| place.due)
     }
 }
 
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn a_stream_keeps_its_place_as_long_as_its_client_answers_and_no_longer_than_the_limit() {
         let mut start = Starts::new(2).place(peer(1)).now_or_never().unwrap();
-        let begun = start.begun;
+        let begun = start.place.as_ref().unwrap().begun;
         assert_eq!(start.due(), Some(begun + PATIENCE));
         for (after, due) in [(0, 3), (2, 5), (4, 6), (6, 6), (20, 6)] {
             start.progressed(begun + Duration::from_secs(after));
@@ -200,7 +201,8 @@ mod tests {
         let mut start = starts.place(peer(1)).await;
         assert_eq!(starts.all.available_permits(), 15);
         // It is due at once.
-        start.due = start.begun;
+        let place = start.place.as_mut().unwrap();
+        place.due = place.begun;
         let mut waits = std::pin::pin!(start.during(std::future::pending::<()>()));
         let mut others = std::pin::pin!(starts.all.acquire_many(16));
         tokio::select! {

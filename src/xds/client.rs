@@ -205,13 +205,13 @@ impl Client<'_> {
         }
     }
 
-    /// The first request, and the stream's place, for which it waits after its turn; `None` if the client ends the stream without a
-    /// request. A stream waits only once its first request begins: a client that only opens streams takes no turn, and a
+    /// The first request, and the start, for which the stream waits after its turn; `None` if the client ends the stream
+    /// without a request. A stream waits only once its first request begins: a client that only opens streams takes no turn, and a
     /// waiting stream holds almost no memory.
     pub(super) async fn first<M: Message + Default>(
         &self,
         requests: &mut Requests<M>,
-        place: impl Future<Output = Start>,
+        start: impl Future<Output = Start>,
     ) -> Result<Option<(M, Start)>, Status> {
         let within = self.exchange.limits().first_request;
         let first = async {
@@ -224,7 +224,7 @@ impl Client<'_> {
             }
             self.exchange.is_in_use();
             self.gate.turns.turn(self.exchange.peer()).await;
-            let mut start = place.await;
+            let mut start = start.await;
             let first = start.during(requests.next()).await?;
             Ok(first.map(|first| (first, start)))
         };

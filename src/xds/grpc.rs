@@ -94,10 +94,13 @@ impl<M: Message + Default> Requests<M> {
                 self.clock = None;
             }
             if let Some((message, _)) = self.complete.take() {
+                let is_long = message.len() > FREE;
                 let decoded = M::decode(message);
                 // Requests are usually short and rare, so the memory of a long one is released, even if the next one has
-                // begun.
-                self.buffer = BytesMut::from(self.buffer.as_ref());
+                // begun. Short ones that follow each other share theirs, or each would copy the rest.
+                if is_long || self.buffer.is_empty() {
+                    self.buffer = BytesMut::from(self.buffer.as_ref());
+                }
                 return decoded.map(Some).map_err(|error| {
                     Status::invalid_argument(format!("the request cannot be decoded: {error}"))
                 });
@@ -165,14 +168,7 @@ impl<M: Message + Default> Requests<M> {
             self.hold = None;
             return Ok(());
         }
-        self.hold()?.resize(all).map_err(exhausted)
-    }
-
-    fn hold(&mut self) -> Result<&mut Hold, Status> {
-        Ok(match &mut self.hold {
-            Some(hold) => hold,
-            none => none.insert(self.exchange.hold(0).map_err(exhausted)?),
-        })
+        held(&mut self.hold, &self.exchange)?.resize(all).map_err(exhausted)
     }
 
     /// Like [`Requests::charge`], but waits for memory, as long as a short message may take: many proxies that share an
@@ -185,15 +181,11 @@ impl<M: Message + Default> Requests<M> {
         if self.hold.as_ref().is_some_and(|hold| hold.bytes() == all) {
             return Ok(());
         }
-        self.hold()?;
-        let Self { clock, exchange, hold: Some(hold), .. } = self else { return Ok(()) };
-        let now = Instant::now();
-        let clock = clock.get_or_insert(Clock::new(now));
-        clock.resume(now);
-        let due = clock.began + exchange.limits().message;
-        let _wait = Wait(clock);
+        let hold = held(&mut self.hold, &self.exchange)?;
+        let wait = Wait::begin(&mut self.clock);
+        let due = wait.0.began + self.exchange.limits().message;
         hold.resize_before(all, due).await.map_err(exhausted)?;
-        let free = tokio::time::timeout_at(due, exchange.memory_free()).await;
+        let free = tokio::time::timeout_at(due, self.exchange.memory_free()).await;
         free.map_err(|_| Status::resource_exhausted("others did not return memory in time"))?
             .map_err(exhausted)
     }
@@ -203,11 +195,9 @@ impl<M: Message + Default> Requests<M> {
         if self.buffer.is_empty() {
             return Ok(self.body.frame().await);
         }
-        let (length, now) = (self.length().unwrap_or(0), Instant::now());
-        let clock = self.clock.get_or_insert(Clock::new(now));
-        clock.resume(now);
-        let due = due(self.exchange.limits(), length, clock.began, now);
-        let _wait = Wait(clock);
+        let length = self.length().unwrap_or(0);
+        let wait = Wait::begin(&mut self.clock);
+        let due = due(self.exchange.limits(), length, wait.0.began, Instant::now());
         tokio::time::timeout_at(due, self.body.frame()).await.map_err(|_| {
             Status::deadline_exceeded(format!(
                 "a request of {length} bytes was not complete in time"
@@ -276,10 +266,27 @@ impl Clock {
 /// A wait for a part of a message, until it is dropped.
 struct Wait<'a>(&'a mut Clock);
 
+impl<'a> Wait<'a> {
+    fn begin(clock: &'a mut Option<Clock>) -> Self {
+        let now = Instant::now();
+        let clock = clock.get_or_insert(Clock::new(now));
+        clock.resume(now);
+        Self(clock)
+    }
+}
+
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         self.0.pause(Instant::now());
     }
+}
+
+/// The charge to the peer, of 0 bytes if there was none.
+fn held<'a>(hold: &'a mut Option<Hold>, exchange: &Arc<Exchange>) -> Result<&'a mut Hold, Status> {
+    Ok(match hold {
+        Some(hold) => hold,
+        none => none.insert(exchange.hold(0).map_err(exhausted)?),
+    })
 }
 
 /// The deadline for the next part of a message of `length` bytes, if the last part came `now`.

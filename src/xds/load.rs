@@ -94,8 +94,9 @@ async fn serve(
     loads: &Arc<Loads>,
     mut requests: Requests<LoadStatsRequest>,
 ) -> Result<(), Status> {
-    let place = async { Start::without_place() };
-    let Some((first, _)) = client.first(&mut requests, place).await? else {
+    // Reports are short, so their streams need no place.
+    let start = async { Start::default() };
+    let Some((first, _)) = client.first(&mut requests, start).await? else {
         return Ok(());
     };
     let node = Node::decode(first.node.clone())
