@@ -9,7 +9,7 @@ use super::{ConsideredRoute, Destination, Explanation, Outcome};
 pub(crate) fn succeeds(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Forward { destinations, .. } => {
-            destinations.iter().all(|to| !to.missing && !to.refused && has_healthy_endpoint(to))
+            destinations.iter().all(|to| trouble(to).is_none())
         }
         Outcome::Redirect { .. } => true,
         Outcome::Respond { status, .. } => *status < 500,
@@ -100,16 +100,11 @@ pub(crate) fn ends(answer: &Explanation) -> Vec<String> {
     let mut shares: BTreeMap<(&str, String), f64> = BTreeMap::new();
     let labelled = [("", destinations), ("mirrored to ", copies)].into_iter();
     for (label, to) in labelled.flat_map(|(label, list)| list.iter().map(move |to| (label, to))) {
-        let state = if to.missing {
-            format!(": this cluster does not exist: {failure}")
-        } else if to.refused {
-            format!(": every endpoint refuses the connection: {failure}")
-        } else if !has_healthy_endpoint(to) {
-            format!(": no endpoint is ready: {failure}")
-        } else {
-            String::new()
+        let end = match trouble(to) {
+            Some(trouble) => format!("{}: {trouble}: {failure}", to.cluster),
+            None => to.cluster.clone(),
         };
-        *shares.entry((label, format!("{}{state}", to.cluster))).or_default() += to.percent;
+        *shares.entry((label, end)).or_default() += to.percent;
     }
     let lines =
         shares.into_iter().map(|((label, to), share)| format!("{label}{share:>6.2} %  {to}"));
@@ -140,8 +135,9 @@ fn add_considered(considered: &[ConsideredRoute], lines: &mut Lines) {
 /// `failure` is what happens to traffic that the destination cannot take.
 fn add_destination(label: &str, to: &Destination, failure: &str, lines: &mut Lines) {
     lines.add(label, &format!("{:>6.2} %  {}", to.percent, to.cluster));
+    let trouble = trouble(to).map(|trouble| format!("{trouble}: {failure}"));
     if to.missing {
-        lines.add("", &format!("          this cluster does not exist: {failure}"));
+        lines.add("", &format!("          {}", trouble.unwrap_or_default()));
         return;
     }
     let policies: Vec<String> =
@@ -161,10 +157,21 @@ fn add_destination(label: &str, to: &Destination, failure: &str, lines: &mut Lin
     if uses_original_destination(to) {
         lines.add("", "            the original destination address");
     }
-    if to.refused {
-        lines.add("", &format!("            every endpoint refuses the connection: {failure}"));
+    if let Some(trouble) = trouble {
+        lines.add("", &format!("            {trouble}"));
+    }
+}
+
+/// Why a destination takes no traffic; `None` if it does.
+fn trouble(to: &Destination) -> Option<&'static str> {
+    if to.missing {
+        Some("this cluster does not exist")
+    } else if to.refused {
+        Some("every endpoint refuses the connection")
     } else if !has_healthy_endpoint(to) {
-        lines.add("", &format!("            no endpoint is ready: {failure}"));
+        Some("no endpoint is ready")
+    } else {
+        None
     }
 }
 

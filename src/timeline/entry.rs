@@ -72,34 +72,17 @@ pub(crate) enum EntryKind {
 impl EntryKind {
     /// Whether it tells of a condition that may come and go again and again without a new version of the object.
     pub(super) fn is_condition(self) -> bool {
-        use EntryKind::{
-            CaughtUp, Connected, Disconnected, Endpoints, Lagging, NoEndpoints, NoRequests,
-            Requests,
-        };
-        match self {
-            Lagging | CaughtUp | NoEndpoints | Endpoints | NoRequests | Requests | Connected
-            | Disconnected => true,
-            Self::Accepted
-            | Self::Rejected
-            | Self::Deleted
-            | Self::Held
-            | Self::Released
-            | Self::Published
-            | Self::Sent
-            | Self::FirstAck
-            | Self::Acked
-            | Self::Nacked
-            | Self::MissingCluster
-            | Self::Unseen
-            | Self::Started
-            | Self::ApiSilent
-            | Self::ApiFailing
-            | Self::ApiForbidden
-            | Self::ApiAbsent
-            | Self::ApiAnswers
-            | Self::FileUnreadable
-            | Self::FileReadable => false,
-        }
+        matches!(
+            self,
+            Self::Lagging
+                | Self::CaughtUp
+                | Self::NoEndpoints
+                | Self::Endpoints
+                | Self::NoRequests
+                | Self::Requests
+                | Self::Connected
+                | Self::Disconnected
+        )
     }
 }
 
