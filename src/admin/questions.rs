@@ -15,8 +15,8 @@ use crate::api::{Object, ObjectKey};
 use crate::explain::{self, ServersWithoutCertificates, TrafficQuery};
 use crate::mesh::{self, Certificates, Interception, Mesh, Proxy, ScopeView};
 use crate::preview::{
-    Move, ObjectChange, Preview, Recorded, Replay, ResourceChange, ResourceDifference, Sample,
-    preview,
+    Move, ObjectChange, Preview, Recorded, Replay, Requests, ResourceChange, ResourceDifference,
+    Sample, preview,
 };
 use crate::rollout_guard::HeldChange;
 use crate::snapshot::SnapshotBuilder;
@@ -123,8 +123,9 @@ impl Admin {
         let files = request.files.into_iter().map(|file| (file.path.into(), file.content));
         let proxies: Vec<_> =
             self.connections.list().into_iter().map(|status| status.proxy).collect();
-        let mut found =
-            preview(&store, &mesh.config, files.collect(), &proxies, &samples, &recorded);
+        let asked =
+            Requests { samples: &samples, recorded: &recorded, alone: request.requests_only };
+        let mut found = preview(&store, &mesh.config, files.collect(), &proxies, asked);
         let replay = std::mem::take(&mut found.replay);
         let replay = (!recorded.is_empty()).then(|| replayed(replay, request.recorded));
         Ok(v1::PreviewObjectsResponse {

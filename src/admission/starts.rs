@@ -22,15 +22,15 @@ const PER_CORE: usize = 8;
 const FEWEST: usize = 16;
 const MOST: usize = 64;
 
-/// Which part of the places one peer may have: a peer whose streams do not progress holds up itself alone.
+/// The divisor of the places that a single peer may have: a peer whose streams do not progress holds up itself alone.
 const PEER: usize = 4;
 
 /// How long a stream may keep its place without a request from its client: one that is slow or does not answer must not
 /// hold up others.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a stream may keep its place in all, about twice as long as it needs with 10 000 services: clients that send just
-/// enough to keep theirs must not keep new proxies waiting.
+/// The maximum time for which a stream keeps its place, about twice what it needs with 10 000 services: clients that send just
+/// enough to keep their places must not keep new proxies waiting.
 const LONGEST: Duration = Duration::from_secs(6);
 
 /// The number of peers up to which those that have no stream any more are not looked for.

@@ -28,11 +28,12 @@ which resources would be added, changed or removed on how many of the proxies th
 replica that is asked, what becomes of the given requests, and what weir analyze would find in addition.
 Objects that are not in the files stay as they are.
 
---samples reads one request a line: an access log of the client's sidecar, as JSON with Istio's keys or as
-text in the default format of Istio or Envoy, or your own, such as
+--samples reads one request per line: the access log of the client's sidecar, as JSON with Istio's keys or
+as text in the default format of Istio or Envoy, or lines of your own, such as
   {\"method\": \"GET\", \"host\": \"web\", \"port\": 80, \"path\": \"/api\", \"headers\": {\"x-user\": \"alice\"}}
-Lines about received requests or connections without HTTP are passed over, and so are other lines; how many,
-and the first, is said. A log has few of a request's headers: routes are chosen as if it had no others.
+Lines about received requests, about connections without HTTP and of any other kind are skipped; their
+number and the first one go to standard error. A log has few of a request's headers: routes are chosen
+as if it had no others.
 
 Exit status: 0 nothing would change, 1 something would change or is invalid, 2 usage error, 3 weir cannot
 be reached.")]
@@ -46,7 +47,7 @@ pub(crate) struct Args {
     /// A request whose fate before and after is compared; may be repeated
     #[arg(long, value_name = "METHOD URL", requires = "from")]
     request: Vec<String>,
-    /// A file of requests that the client sent before, one a line, such as its sidecar's access log; - is standard input
+    /// A file of requests that the client sent before, one per line, such as its sidecar's access log; - is standard input
     #[arg(long, value_name = "FILE", requires = "from")]
     samples: Option<PathBuf>,
     /// Output format
@@ -98,7 +99,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Reads recorded requests from a file, or from standard input.
 fn read(file: &Path, progress: &Progress) -> anyhow::Result<Recording> {
-    let name = file.display();
+    let name = file.display().to_string();
     let input: Box<dyn BufRead> = match file.to_str() {
         Some("-") => Box::new(std::io::stdin().lock()),
         _ => {
@@ -113,7 +114,7 @@ fn read(file: &Path, progress: &Progress) -> anyhow::Result<Recording> {
     if !recording.requests.is_empty() {
         return Ok(recording);
     }
-    let why = match recording.remarks(&name.to_string()).first() {
+    let why = match recording.remarks(&name).first() {
         Some(remark) => remark.clone(),
         None => "it is empty".to_owned(),
     };
@@ -138,7 +139,7 @@ async fn ask(
     let mut request = v1::PreviewObjectsRequest {
         files: files.collect(),
         samples: samples.collect(),
-        recorded: Vec::new(),
+        ..Default::default()
     };
     let all = recording.asked(&from);
     let mut batches = all.chunks(BATCH);
@@ -149,6 +150,7 @@ async fn ask(
     let first = client.preview_objects(request.clone()).await.map_err(status_error)?;
     let mut answer = first.into_inner();
     request.samples.clear();
+    request.requests_only = true;
     for batch in batches {
         progress.further(&format!("{} of {} different requests", spaced(done), spaced(all.len())));
         request.recorded = batch.to_vec();

@@ -26,7 +26,7 @@ proxies connected. Times are in UTC, as in weir's own log.
 
 The time line is that of the replica that is asked, about its own proxies; it begins when weir starts
 and is kept in memory (see --timeline-memory of weir serve). The line `whole since` says from when on
-nothing is missing; what stands above it is not all that there was.
+nothing is missing; the entries above it are incomplete.
 
 Exit status: 0 success; 1 weir cannot be reached or knows no such object; 2 usage error.")]
 pub(crate) struct Args {

@@ -1,4 +1,4 @@
-//! Requests recorded in a file, one a line: the access log of a sidecar, or requests that a person wrote down.
+//! Requests recorded in a file, one per line: the access log of a sidecar, or requests that a person wrote down.
 
 mod line;
 

@@ -88,24 +88,37 @@ impl State {
     }
 }
 
-/// What applying `files` to the objects of `store` would change for these proxies, samples and recorded requests.
+/// The requests that are asked about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Requests<'a> {
+    /// Each is explained.
+    pub samples: &'a [Sample],
+    /// They are summed up.
+    pub recorded: &'a [Recorded],
+    /// Whether nothing else is asked, so that resources and findings are not compared.
+    pub alone: bool,
+}
+
+/// What applying `files` to the objects of `store` would change for these proxies and requests.
 pub(crate) fn preview(
     store: &Store,
     config: &MeshConfig,
     files: Vec<File>,
     proxies: &[Arc<Proxy>],
-    samples: &[Sample],
-    recorded: &[Recorded],
+    requests: Requests<'_>,
 ) -> Preview {
     let mut preview = Preview::default();
     let changed = preview.apply(store, config, files);
     let [before, after] = [store.clone(), changed].map(|store| State::new(store, config));
     let mut snapshots = [SnapshotBuilder::default(), SnapshotBuilder::default()];
-    preview.compare(&before, &after, proxies, &mut snapshots);
-    replay::both(&[&before, &after], samples, &mut snapshots, |_, answers| {
+    replay::both(&[&before, &after], requests.samples, &mut snapshots, |_, answers| {
         preview.samples.push(answers.map(|answer| explain::text(&answer)));
     });
-    preview.replay = replay::replay(&[&before, &after], recorded, &mut snapshots);
+    preview.replay = replay::replay(&[&before, &after], requests.recorded, &mut snapshots);
+    if requests.alone {
+        return preview;
+    }
+    preview.compare(&before, &after, proxies, &mut snapshots);
     let known = analyze::analyze(&before.store, config);
     preview.findings = analyze::analyze(&after.store, config);
     preview.findings.retain(|finding| !known.iter().any(|other| is_same(finding, other)));

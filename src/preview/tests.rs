@@ -25,6 +25,11 @@ fn previewed(files: &str) -> Preview {
 
 /// The preview with requests that `shop/client-0` sent so often before.
 fn replayed(files: &str, recorded: &[(&str, u64)]) -> Preview {
+    asked(files, recorded, false)
+}
+
+/// The same, with or without what is not about requests.
+fn asked(files: &str, recorded: &[(&str, u64)], alone: bool) -> Preview {
     let store = store(&(base() + SLICE + &route([90, 10])));
     let config = MeshConfig::default();
     let names = [("shop", "client-0"), ("shop", "client-1"), ("third", "client-0")];
@@ -39,7 +44,8 @@ fn replayed(files: &str, recorded: &[(&str, u64)]) -> Preview {
     });
     let recorded: Vec<_> = recorded.collect();
     let files = vec![(PathBuf::from("new.yaml"), files.as_bytes().to_vec())];
-    preview(&store, &config, files, &proxies, &[sample], &recorded)
+    let requests = Requests { samples: &[sample], recorded: &recorded, alone };
+    preview(&store, &config, files, &proxies, requests)
 }
 
 fn places(preview: &Preview) -> Vec<(&str, &str, &str, ResourceChange, usize)> {
@@ -144,4 +150,13 @@ fn destinations_in_another_order_take_no_request_elsewhere() {
         swapped.replace("subset: v2", "subset: v1").replace("subset: other", "subset: v2");
     let replay = replayed(&swapped, &[("GET http://web.shop/", 7)]).replay;
     assert!(replay.moves.is_empty(), "{replay:?}");
+}
+
+#[test]
+fn a_question_about_requests_alone_is_answered_as_with_all_others() {
+    let recorded = [("GET http://web.shop/", 7), ("GET http://web.shop/api", 3)];
+    let files = with_api("");
+    let [alone, all] = [true, false].map(|alone| asked(&files, &recorded, alone));
+    assert_eq!((&alone.replay, &alone.samples), (&all.replay, &all.samples));
+    assert!(alone.resources.is_empty() && !all.resources.is_empty(), "{alone:?}");
 }
